@@ -1,0 +1,181 @@
+"""Training: episodes on disk, batches, disturbance, and a loop that learns, resumes and fails clearly."""
+
+import csv
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from vla_ros.core.errors import ConfigError, DataError
+from vla_ros.training import train as train_module
+from vla_ros.training.closed_loop import Result
+from vla_ros.training.config import load_training
+from vla_ros.training.dataset import Batches, Demonstrations
+from vla_ros.training.demonstrations import BEFORE_GRASP, HELD, Episode, episode_seeds, load_episode, save_episode
+from vla_ros.training.disturbance import Disturbance
+from vla_ros.training.train import train
+
+INSTRUCTION = "pick up the red block and put it on the plate"
+RESULT = Result(1, 0.5, 0.0, 30.0, 8, 0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def make_episode(seed, steps=12):
+    """A bright square is the block; the hand should go to it."""
+    rng = np.random.default_rng(seed)
+    frames = np.zeros((steps, 2, 48, 64, 3), np.uint8)
+    objects = rng.uniform(-0.1, 0.1, (5, 3)) + np.array([0.5, 0, 0.02])
+    column, row = int(32 + 200 * (objects[0, 1])), int(24 + 150 * (objects[0, 0] - 0.5))
+    frames[:, :, row : row + 6, column : column + 6, 0] = 255
+    pose = np.tile([0.5, 0.0, 0.3, np.pi, 0.0, 0.0], (steps, 1)) + rng.normal(size=(steps, 6)) * 0.01
+    targets = np.zeros((steps, 16, 7))
+    targets[..., :6] = pose[:, None]
+    targets[..., :3] += (objects[0] - pose[:, :3])[:, None] * np.linspace(0, 1, 16)[:, None]
+    targets[:, 8:, 6] = 1
+    stage = np.array([BEFORE_GRASP] * (steps - 4) + [HELD] * 4, np.uint8)
+    return Episode(
+        frames, pose, np.full(steps, 0.08), targets, np.tile(objects, (steps, 1, 1)), stage, np.array([0, 3]), INSTRUCTION, seed, True
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "data"
+    path.mkdir()
+    for seed in range(30):
+        save_episode(path, make_episode(100_000 + seed))
+    return path
+
+
+@pytest.fixture
+def config():
+    base = load_training("robovlms_franka", steps=120, episodes=30)
+    network = dict(base.network, hidden_size=64, text_width=32, keypoints=8)
+    optimisation = dataclasses.replace(base.optimisation, batch=8, warm_up_steps=5, save_every_steps=20, average=0.9)
+    return dataclasses.replace(base, image={"width": 64, "height": 48}, network=network, optimisation=optimisation)
+
+
+@pytest.fixture
+def no_simulator(monkeypatch):
+    """The closed loop answers at once: these tests are about the loop around it."""
+    checked = []
+
+    def check(config, checkpoint, seeds, **_):
+        checked.append(checkpoint.name)
+        return RESULT
+
+    monkeypatch.setattr(train_module, "check_closed_loop", check)
+    return checked
+
+
+def test_an_episode_survives_the_disk(tmp_path):
+    episode = make_episode(7)
+    save_episode(tmp_path, episode)
+    again = load_episode(tmp_path, 7)
+    for field in dataclasses.fields(Episode):
+        assert np.array_equal(getattr(again, field.name), getattr(episode, field.name)), field.name
+    assert episode_seeds(tmp_path) == [7] and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_broken_episode_is_named(tmp_path):
+    save_episode(tmp_path, make_episode(7))
+    path = tmp_path / "7.steps.npz"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"7\.steps\.npz.*collect again"):
+        load_episode(tmp_path, 7)
+
+
+def test_batches_are_normalised_and_draw_by_stage(folder, config):
+    data = Demonstrations(folder, (0.0, 1.0, 0.0))
+    drawn = data.draw(np.random.default_rng(0), 500)
+    assert (data.step[drawn] >= 8).all()
+    tokenizer = train_module.build_tokenizer(train_module.all_training_sentences(data.instructions()))
+    batch = Batches(data, tokenizer, 24, config.augmentation, 0).next(8)
+    assert batch.images.shape == (8, 2, 3, 48, 64) and batch.pose.shape == (8, 16, 6) and batch.closed.shape == (8, 16)
+    assert batch.pose.abs().max() <= 1 and batch.images.abs().max() < 1.3
+    assert torch.equal(batch.objects.isfinite(), torch.ones(8, 5, 3, dtype=torch.bool))
+
+
+def test_training_learns_and_leaves_a_checkpoint_that_says_how(folder, config, tmp_path, no_simulator):
+    assert train(config, folder, tmp_path / "out") == RESULT
+    with (tmp_path / "out" / "log.csv").open() as stream:
+        rows = [row for row in csv.DictReader(stream) if row["chunk"]]
+    first, last = ({name: float(row[name]) for name in ("chunk", "gripper", "loss")} for row in (rows[0], rows[-1]))
+    assert last["gripper"] < 0.5 * first["gripper"] and last["chunk"] < 0.95 * first["chunk"] and last["loss"] < first["loss"]
+    values = train_module.json.loads((tmp_path / "out" / "best" / "config.json").read_text())
+    assert values["training"]["steps"] == 120 and values["training"]["episodes"] == 30
+    assert values["training"]["fast_loop"]["success_rate"] == 0.5
+    assert (tmp_path / "out" / "curves.png").stat().st_size > 1000
+    assert no_simulator[-1] == "best"
+
+
+def test_a_killed_training_resumes_where_it_was_saved(folder, config, tmp_path, no_simulator, monkeypatch):
+    advance, out = train_module.Trainer.advance, tmp_path / "out"
+
+    def killed(self, batch):
+        if self.step == 45:
+            raise KeyboardInterrupt
+        return advance(self, batch)
+
+    monkeypatch.setattr(train_module.Trainer, "advance", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, folder, out)
+    started = []
+
+    def watched(self, batch):
+        started.append(self.step)
+        return advance(self, batch)
+
+    monkeypatch.setattr(train_module.Trainer, "advance", watched)
+    train(config, folder, out, resume=True)
+    assert started[0] == 40 and started[-1] == 119
+
+
+def test_resume_without_a_state_says_so(folder, config, tmp_path):
+    with pytest.raises(ConfigError, match="nothing to resume"):
+        train(config, folder, tmp_path / "new", resume=True)
+
+
+def test_a_diverged_loss_ends_with_the_parts_and_keeps_the_checkpoint(folder, config, tmp_path, no_simulator, monkeypatch):
+    advance, out = train_module.Trainer.advance, tmp_path / "out"
+
+    def poisoned(self, batch):
+        if self.step == 30:
+            batch = dataclasses.replace(batch, pose=batch.pose * float("nan"))
+        return advance(self, batch)
+
+    monkeypatch.setattr(train_module.Trainer, "advance", poisoned)
+    with pytest.raises(DataError, match=r"step 30: the loss is nan .*chunk nan"):
+        train(config, folder, out)
+    assert (out / "latest" / "model.safetensors").is_file()
+
+
+def test_a_full_disk_names_the_last_good_checkpoint(folder, config, tmp_path, no_simulator, monkeypatch):
+    def full(self, folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train_module.Trainer, "save", full)
+    with pytest.raises(DataError, match=r"No space left.*--resume"):
+        train(config, folder, tmp_path / "out")
+
+
+def test_disturbed_commands_stay_near_and_the_gripper_drops_sometimes(config):
+    noise = config.data.noise
+    targets = make_episode(0).targets[0]
+    poses, released = [], 0
+    for seed in range(200):
+        disturbance = Disturbance(noise, np.random.default_rng(seed))
+        grips = []
+        for _ in range(30):
+            pose, closed = disturbance.command(np.concatenate([targets[:, :6], np.ones((16, 1))], axis=1), HELD)
+            poses.append(pose)
+            grips.append(closed)
+        released += "0.00.00.00.0" in "".join(map(str, grips))
+    away = np.linalg.norm(np.array(poses)[:, :3] - targets[1, :3], axis=1)
+    assert 0.001 < np.median(away) < 0.03 and away.max() < 0.2
+    assert 0.1 < released / 200 < 0.35

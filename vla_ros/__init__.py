@@ -1,0 +1,1 @@
+"""vla_ros: vision-language-action policies on real robots, over ROS 2."""

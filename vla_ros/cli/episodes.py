@@ -1,0 +1,71 @@
+"""Which task and which words each episode of an evaluation gets; all drawn from its seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vla_ros.core.errors import ConfigError, did_you_mean
+from vla_ros.sim.tasks import task_of_seed
+from vla_ros.training.phrasings import HELD_OUT_TEMPLATES, TRAIN_TEMPLATES, held_out, rephrase
+
+INSTRUCTION_SETS = ("canonical", "train", "held-out")
+
+
+@dataclass(frozen=True)
+class EpisodePlan:
+    """One episode: `task` is the canonical instruction that is judged, `instruction` what the policy is told, by the wording `phrasing`."""
+
+    seed: int
+    task: str
+    instruction: str
+    phrasing: str
+
+
+def plan_episodes(first_seed: int, episodes: int, instruction_set: str) -> list[EpisodePlan]:
+    """Plans episodes with the seeds first_seed, first_seed + 1, ...
+
+    Args:
+        first_seed: of episode 0.
+        episodes: how many.
+        instruction_set: "canonical" (as the task is named), "train" (a wording from training, drawn from the seed)
+            or "held-out" (the wordings that were never trained on, in turn).
+
+    Raises:
+        ConfigError: unknown instruction set.
+    """
+    if instruction_set not in INSTRUCTION_SETS:
+        raise ConfigError(f"instruction set '{instruction_set}' does not exist; {did_you_mean(instruction_set, INSTRUCTION_SETS)}")
+    return [_plan(first_seed + k, k, instruction_set) for k in range(episodes)]
+
+
+def _plan(seed: int, number: int, instruction_set: str) -> EpisodePlan:
+    draw = np.random.default_rng([seed, 5])
+    task = task_of_seed(seed).text
+    if instruction_set == "held-out":
+        k = number % len(HELD_OUT_TEMPLATES["place"])
+        return EpisodePlan(seed, task, held_out(task)[k], HELD_OUT_TEMPLATES["place"][k])
+    if instruction_set == "train":
+        template = TRAIN_TEMPLATES["place"][draw.integers(len(TRAIN_TEMPLATES["place"]))]
+        return EpisodePlan(seed, task, rephrase(task, template, lambda words: words[draw.integers(len(words))]), template)
+    return EpisodePlan(seed, task, task, TRAIN_TEMPLATES["place"][0])
+
+
+def split_executors(text: str) -> list[str]:
+    """Splits "first,ensemble:weighting=age,m=2,rtc" into its executors: a piece "option=value" belongs to the one before it.
+
+    Raises:
+        ConfigError: the list is empty or begins with an option.
+    """
+    names: list[str] = []
+    for piece in filter(None, (piece.strip() for piece in text.split(","))):
+        if "=" in piece and ":" not in piece:
+            if not names:
+                raise ConfigError(f"--executors '{text}' begins with an option; example: first,ensemble:weighting=age,m=2")
+            names[-1] += f",{piece}"
+        else:
+            names.append(piece)
+    if not names:
+        raise ConfigError("--executors is empty; example: first,ensemble:weighting=age,m=2")
+    return names

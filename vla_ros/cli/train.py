@@ -1,0 +1,44 @@
+"""`vla train CONFIG`: demonstrations by the expert, then a policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="Training configuration, such as config/training/robovlms_franka.yaml; a name is looked up in config/training."
+        ),
+    ],
+    data: Annotated[Path | None, typer.Option(help="Folder of demonstrations; missing ones are collected. Default: data/<config>.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of checkpoints, log and curves. Default: runs/<config>.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimisation steps, instead of the configuration's.")] = None,
+    episodes: Annotated[int | None, typer.Option(min=1, help="Demonstrations, instead of the configuration's.")] = None,
+    resume: Annotated[bool, typer.Option(help="Continue the training in --out after a stop or a kill.")] = False,
+) -> None:
+    """Train a policy on demonstrations of the scripted expert, on one CPU thread.
+
+    Examples:
+
+        vla train robovlms_franka
+
+        vla train robovlms_franka --data /data/franka --out runs/mine --steps 8000
+
+        vla train robovlms_franka --resume
+    """
+    import torch
+
+    from vla_ros.training.config import load_training
+    from vla_ros.training.train import train as run
+
+    torch.set_num_threads(1)  # more only wait for each other on a busy machine
+    settings = load_training(str(config), steps=steps, episodes=episodes)
+    name = config.stem
+    folder = out or Path("runs") / name
+    result = run(settings, data or Path("data") / name, folder, resume)
+    typer.echo(f"{folder / 'best'}: {result}")

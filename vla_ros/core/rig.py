@@ -1,0 +1,187 @@
+"""What runs: `config/rigs/<name>.yaml`, read into `Rig`, and the nodes that it means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vla_ros.core import yaml
+from vla_ros.core.embodiment import Embodiment, find_config, load_embodiment
+from vla_ros.core.errors import ConfigError, did_you_mean
+from vla_ros.core.executors import make_executor, parse_executor
+
+# Beside a simulator that must keep real time, pictures give way and inference gives way further.
+CAMERA_NICE = 5
+POLICY_NICE = 10
+
+
+@dataclass(frozen=True)
+class SimulationRig:
+    """The simulator: `scene` is a name of `sim.SIMULATORS`, `address` where its control box listens, `seed` of the first placement."""
+
+    scene: str
+    address: str
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class RobotRig:
+    """Who drives one arm: `driver` is a name of `robots.ROBOTS` or module:Class, `options` its keyword arguments."""
+
+    driver: str
+    options: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CameraRig:
+    """Who reads one camera: `driver` is a name of `cameras.CAMERAS` or module:Class, `options` its keyword arguments.
+
+    A picture that stays identical for `frozen_after_s` while its stamps advance is a frozen camera; 0 switches the test off.
+    """
+
+    driver: str
+    options: dict[str, object] = field(default_factory=dict)
+    frozen_after_s: float = 0.5
+
+
+@dataclass(frozen=True)
+class PolicyRig:
+    """`checkpoint` is a folder of config/checkpoints, a path, a name of `policies.POLICIES` or module:Class.
+
+    `executor` holds `name` and the options of `make_executor`.
+    """
+
+    checkpoint: str
+    inference_hz: float = 10.0
+    executor: dict[str, object] = field(default_factory=lambda: {"name": "first"})
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if not 0 < self.inference_hz <= 1000:
+            yield "inference_hz", f"{self.inference_hz}, expected above 0 and at most 1000"
+        if "name" not in self.executor:
+            yield "executor", "the key name is missing"
+        else:
+            try:
+                make_executor(**self.executor)
+            except ConfigError as error:
+                yield "executor", str(error)
+
+
+@dataclass(frozen=True)
+class RigFile:
+    """The keys of a rig file."""
+
+    embodiment: str
+    robots: dict[str, RobotRig]
+    cameras: dict[str, CameraRig]
+    policy: PolicyRig | None = None
+    simulation: SimulationRig | None = None
+
+
+@dataclass(frozen=True)
+class Rig:
+    """A rig file with its embodiment, the site file laid over it. `robots` and `cameras` have the embodiment's names."""
+
+    name: str
+    path: Path
+    embodiment: Embodiment
+    robots: dict[str, RobotRig]
+    cameras: dict[str, CameraRig]
+    policy: PolicyRig | None
+    simulation: SimulationRig | None
+
+    def frozen_after_s(self) -> dict[str, float | None]:
+        """What `ObservationBuffer` takes: camera -> s, None where the test is off."""
+        return {name: camera.frozen_after_s or None for name, camera in self.cameras.items()}
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """One ROS node, however it is started. `parameters` are ROS parameters, `nice` is the process priority (0 normal)."""
+
+    package: str
+    executable: str
+    name: str
+    namespace: str = "/"
+    parameters: dict[str, object] = field(default_factory=dict)
+    remappings: list[tuple[str, str]] = field(default_factory=list)
+    nice: int = 0
+
+
+def load_rig(name_or_path: str | Path) -> Rig:
+    """Reads `config/rigs/<name>.yaml` or a path, with `site.yaml` of the same config folder laid over it.
+
+    Raises:
+        ConfigError: `file:line: key: what is wrong`; a null value in options names the key to fill in the site file.
+    """
+    path = find_config("rigs", name_or_path)
+    node = yaml.read(path)
+    site = site_file(path)
+    if site.is_file():
+        overlays = yaml.read(site).value
+        node = yaml.merge(node, overlays[path.stem]) if path.stem in overlays else node
+    file: RigFile = yaml.build(node, RigFile)
+    for key, leaf in node.leaves():
+        if leaf.value is None:
+            raise leaf.error(key, f"null, to be filled for this machine: set {path.stem}.{key} in {site} (see config/site.example.yaml)")
+    try:
+        embodiment = load_embodiment(_beside(path, file.embodiment))
+    except ConfigError as error:
+        raise node.value["embodiment"].error("embodiment", str(error)) from None
+    _match(node, "robots", file.robots, embodiment.robots, embodiment.name)
+    _match(node, "cameras", file.cameras, embodiment.cameras, embodiment.name)
+    return Rig(path.stem, path, embodiment, file.robots, file.cameras, file.policy, file.simulation)
+
+
+def site_file(rig_path: Path) -> Path:
+    """The untracked file with this machine's addresses and serials: `config/site.yaml`, or `site.yaml` beside a lone rig file."""
+    folder = rig_path.parent.parent if rig_path.parent.name == "rigs" else rig_path.parent
+    return folder / "site.yaml"
+
+
+def _beside(rig_path: Path, embodiment: str) -> str:
+    """An embodiment given as a path is relative to the rig file."""
+    return str(rig_path.parent / embodiment) if "/" in embodiment or embodiment.endswith((".yaml", ".yml")) else embodiment
+
+
+def _match(node: yaml.Node, section: str, given: dict, needed: object, embodiment: str) -> None:
+    entries = node.value[section]
+    for name in given:
+        if name not in needed:
+            raise entries.value[name].error(f"{section}.{name}", f"embodiment {embodiment} has no such entry; {did_you_mean(name, needed)}")
+    for name in needed:
+        if name not in given:
+            raise entries.error(f"{section}.{name}", f"the key is missing: embodiment {embodiment} has it")
+
+
+def node_specs(rig: Rig, *, policy: str | None = None, executor: str | None = None, with_policy: bool = True) -> list[NodeSpec]:
+    """Returns the nodes of a rig, in the order in which their logs read best; any order of starting works.
+
+    Args:
+        rig: from `load_rig`.
+        policy: checkpoint instead of the rig's.
+        executor: executor instead of the rig's, as `executors.parse_executor` reads it ("ensemble:weighting=age,m=2").
+        with_policy: False leaves the policy node out (teleoperation, tests).
+
+    Raises:
+        ConfigError: a policy is wanted and neither the rig nor `policy` names one; `executor` is not one.
+    """
+    if executor:
+        parse_executor(executor)
+    simulated = rig.simulation is not None
+    common = {"rig": str(rig.path)}
+    specs = [NodeSpec("vla_ros", "simulation_node", "simulation", parameters=dict(common))] if simulated else []
+    specs += [NodeSpec("vla_ros", "robot_node", name, parameters=common | {"device": name}) for name in rig.robots]
+    specs += [
+        NodeSpec("vla_ros", "camera_node", name, "/camera", common | {"device": name}, nice=CAMERA_NICE if simulated else 0)
+        for name in rig.cameras
+    ]
+    specs.append(NodeSpec("vla_ros", "proprioception_node", "proprioception", parameters=dict(common)))
+    if with_policy:
+        if policy is None and rig.policy is None:
+            raise ConfigError(f"{rig.path}: no policy section; add one, name a policy, or run without")
+        overrides = {"checkpoint": policy, "executor": executor}
+        parameters = common | {key: value for key, value in overrides.items() if value}
+        specs.append(NodeSpec("vla_ros", "policy_node", "policy", parameters=parameters, nice=POLICY_NICE if simulated else 0))
+    return specs

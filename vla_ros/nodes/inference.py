@@ -1,0 +1,85 @@
+"""Runs a policy in a thread of its own, one call at a time, so that the control timer never waits for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+
+from vla_ros.core.errors import PolicyError, VlaError
+from vla_ros.core.interfaces import Policy
+from vla_ros.core.types import Inference, Observation
+
+Answer = tuple[Inference, float]
+
+
+class InferenceWorker:
+    """Give it work with `warm_up` or `infer`, then ask `take` until the answer is there.
+
+    Args:
+        policy: used by the worker's thread only.
+        report: is told the traceback's exception when the policy raises something that is not a VlaError.
+    """
+
+    def __init__(self, policy: Policy, report: Callable[[BaseException], None] = lambda error: None) -> None:
+        self.spec = policy.spec
+        self._policy, self._report = policy, report
+        self._work: SimpleQueue[Callable[[], Inference] | None] = SimpleQueue()
+        self._answers: SimpleQueue[Answer | VlaError] = SimpleQueue()
+        self._busy = False
+        # A daemon: a policy that never returns must not keep the process alive.
+        threading.Thread(target=self._run, name="inference", daemon=True).start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is still to be taken."""
+        return self._busy
+
+    def warm_up(self, observation: Observation) -> None:
+        """Resets the policy and runs it once for nothing: the first inference is slower than all others and belongs in no figure."""
+
+        def call() -> Inference:
+            self._policy.reset()
+            inference = self._policy.infer(observation)
+            self._policy.reset()
+            return inference
+
+        self._put(call)
+
+    def infer(self, observation: Observation) -> None:
+        self._put(lambda: self._policy.infer(observation))
+
+    def take(self) -> Answer | None:
+        """Returns the answer and its wall time in s, None while there is none. Raises what the policy raised, as a VlaError."""
+        if self._answers.empty():
+            return None
+        self._busy = False
+        answer = self._answers.get()
+        if isinstance(answer, VlaError):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """Ends the thread after the call in progress."""
+        self._work.put(None)
+
+    def _put(self, call: Callable[[], Inference]) -> None:
+        if self._busy:
+            raise PolicyError(f"{self.spec.name}: an inference is still running; one at a time")
+        self._busy = True
+        self._work.put(call)
+
+    def _run(self) -> None:
+        while (call := self._work.get()) is not None:
+            start_s = time.perf_counter()
+            try:
+                inference = call()
+                if not isinstance(inference, Inference):
+                    raise PolicyError(f"{self.spec.name}: infer returned {type(inference).__name__}, expected Inference")
+                self._answers.put((inference, time.perf_counter() - start_s))
+            except VlaError as error:
+                self._answers.put(error)
+            except Exception as error:  # noqa: BLE001  foreign code: whatever it raises ends the rollout, not the node
+                self._report(error)
+                self._answers.put(PolicyError(f"{self.spec.name}: {type(error).__name__}: {error}"))

@@ -1,0 +1,46 @@
+"""Policies: `POLICIES` names the systems, `load_policy` turns a rig's `policy.checkpoint` into one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vla_ros.core.devices import load_device
+from vla_ros.core.embodiment import Embodiment, config_dir
+from vla_ros.core.errors import PolicyError, did_you_mean
+from vla_ros.core.interfaces import Policy
+from vla_ros.policies.checkpoint import CONFIG, read_config
+
+POLICIES = {
+    "robovlms": "vla_ros.policies.robovlms:RoboVlms",
+    "script": "vla_ros.sim.script:ScriptPolicy",
+}
+
+
+def load_policy(checkpoint: str, embodiment: Embodiment) -> Policy:
+    """Loads what a rig's `policy.checkpoint` names.
+
+    Args:
+        checkpoint: a folder, the name of one in config/checkpoints, "script", or an import path `module:Class`
+            (the last two are called with `embodiment`).
+        embodiment: the robot that it will drive.
+
+    Raises:
+        PolicyError: it does not exist, is broken, or was made for something else; the message names file, value and fix.
+    """
+    if checkpoint == "script" or ":" in checkpoint:
+        return load_device(POLICIES, checkpoint)(embodiment)
+    folder = find_checkpoint(checkpoint)
+    system = read_config(folder).system
+    if system not in POLICIES:
+        raise PolicyError(f"{folder / CONFIG}: system {system!r}; {did_you_mean(system, POLICIES)}")
+    return load_device(POLICIES, system).load(folder, embodiment)
+
+
+def find_checkpoint(checkpoint: str) -> Path:
+    """Returns the folder that `checkpoint` names: in config/checkpoints, else as a path. Raises PolicyError with the names there are."""
+    shipped = config_dir() / "checkpoints"
+    for folder in (shipped / checkpoint, Path(checkpoint).expanduser()):
+        if folder.is_dir():
+            return folder
+    names = [path.name for path in shipped.glob("*") if path.is_dir()]
+    raise PolicyError(f"checkpoint {checkpoint!r}: no such folder, here or in {shipped}; {did_you_mean(checkpoint, ['script', *names])}")

@@ -1,0 +1,145 @@
+"""Vision-language backbones. `BACKBONES` is the table; each turns an observation and a sentence into one hidden vector."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vla_ros.policies.text import PAD_ID
+
+
+class Encoding(NamedTuple):
+    """`hidden` [B, hidden_size] is the state of the learnable token [LRN]; `visual` [B, V] are the raw visual features."""
+
+    hidden: Tensor
+    visual: Tensor
+
+
+class TextEncoder(nn.Module):
+    """Word tokens [B, L] -> one transformer layer -> mean over the words [B, width]."""
+
+    def __init__(self, vocabulary: int, width: int, length: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, width)
+        self.position = nn.Parameter(0.02 * torch.randn(length, width))
+        self.layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        padding = tokens == PAD_ID
+        words = self.layer(self.embed(tokens) + self.position[: tokens.shape[1]], src_key_padding_mask=padding)
+        keep = (~padding).unsqueeze(-1).to(words.dtype)
+        return self.norm((words * keep).sum(1) / keep.sum(1).clamp(min=1))
+
+
+class Film(nn.Module):
+    """Scales and shifts channels by the instruction: x * (1 + gamma) + beta."""
+
+    def __init__(self, text_width: int, channels: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(text_width, 2 * channels)
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        gamma, beta = self.project(text).chunk(2, dim=-1)
+        if x.ndim == 4:
+            gamma, beta = gamma[:, :, None, None], beta[:, :, None, None]
+        return x * (1 + gamma) + beta
+
+
+def spatial_softmax(scores: Tensor) -> Tensor:
+    """Returns the expected image position of each map: [B, K, H, W] -> [B, 2K] in [-1, 1], x first."""
+    height, width = scores.shape[-2:]
+    weights = scores.float().flatten(2).softmax(-1).unflatten(2, (height, width))
+    x = (weights.sum(2) * torch.linspace(-1, 1, width, device=scores.device)).sum(-1)
+    y = (weights.sum(3) * torch.linspace(-1, 1, height, device=scores.device)).sum(-1)
+    return torch.cat([x, y], dim=-1)
+
+
+class CameraEncoder(nn.Module):
+    """One camera [B, 3, H, W] in [-1, 1] -> keypoints and a global pool [B, 2 * keypoints + 64], conditioned by the instruction."""
+
+    def __init__(self, text_width: int, keypoints: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 24, 8, stride=4, padding=2)
+        self.widen = nn.Conv2d(24, 32, 3, padding=1)
+        self.down = nn.Conv2d(32, 64, 3, stride=2, padding=1)
+        self.residual = nn.ModuleList([nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1)])
+        self.films = nn.ModuleList([Film(text_width, channels) for channels in (32, 64, 64)])
+        self.keypoints = nn.Conv2d(64, keypoints, 1)
+        self.width = 2 * keypoints + 64
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        x = functional.relu(self.stem(image))
+        x = functional.relu(self.films[0](self.widen(x), text))
+        x = functional.relu(self.films[1](self.down(x), text))
+        x = functional.relu(x + self.films[2](self.residual[1](functional.relu(self.residual[0](x))), text))
+        return torch.cat([spatial_softmax(self.keypoints(x)), x.float().mean((2, 3))], dim=-1)
+
+
+class TrunkBlock(nn.Module):
+    """x + MLP(x), the hidden layer conditioned by the instruction."""
+
+    def __init__(self, width: int, text_width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, width)
+        self.film = Film(text_width, width)
+        self.down = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        return x + self.down(functional.gelu(self.film(self.up(self.norm(x)), text)))
+
+
+class ConvolutionalBackbone(nn.Module):
+    """The tiny preset: camera encoders and proprioception write into the residual stream that starts as [LRN].
+
+    Args:
+        cameras: how many views, in the order of `images`.
+        state_width: numbers of proprioception (see `robovlms.state_features`).
+        vocabulary, text_length, text_width: word tokens.
+        hidden_size, blocks: the trunk.
+    """
+
+    def __init__(
+        self,
+        cameras: int,
+        state_width: int,
+        vocabulary: int,
+        text_length: int,
+        text_width: int = 128,
+        hidden_size: int = 512,
+        blocks: int = 2,
+        keypoints: int = 32,
+    ) -> None:
+        super().__init__()
+        self.text = TextEncoder(vocabulary, text_width, text_length)
+        self.cameras = nn.ModuleList([CameraEncoder(text_width, keypoints) for _ in range(cameras)])
+        visual = sum(camera.width for camera in self.cameras)
+        self.lrn = nn.Parameter(0.02 * torch.randn(hidden_size))
+        self.read_visual = nn.Linear(visual, hidden_size)
+        self.read_state = nn.Linear(state_width, hidden_size)
+        self.read_text = nn.Linear(text_width, hidden_size)
+        self.blocks = nn.ModuleList([TrunkBlock(hidden_size, text_width) for _ in range(blocks)])
+        self.norm = nn.LayerNorm(hidden_size)
+        self.visual_size, self.hidden_size = visual, hidden_size
+
+    def encode(self, images: Tensor, state: Tensor, tokens: Tensor) -> Encoding:
+        """Returns the state of [LRN].
+
+        Args:
+            images: float [B, cameras, 3, H, W] in [-1, 1].
+            state: float [B, state_width].
+            tokens: int64 [B, text_length].
+        """
+        text = self.text(tokens)
+        visual = torch.cat([encoder(images[:, i], text) for i, encoder in enumerate(self.cameras)], dim=-1)
+        x = self.lrn + self.read_visual(visual) + self.read_state(state) + self.read_text(text)
+        for block in self.blocks:
+            x = block(x, text)
+        return Encoding(self.norm(x), visual)
+
+
+BACKBONES = {"convolutional": ConvolutionalBackbone}

@@ -1,0 +1,144 @@
+"""A checkpoint is one folder: config.json, model.safetensors, tokenizer.json. Loading is strict; no pickle is ever opened."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
+
+from vla_ros.core.errors import PolicyError, did_you_mean
+
+if TYPE_CHECKING:  # a rig with the scripted policy need not wait for torch
+    from tokenizers import Tokenizer
+    from torch import Tensor, nn
+
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What config.json says.
+
+    Args:
+        system: key of `policies.POLICIES`.
+        preset: size of the network, for the reader.
+        embodiment: name of the embodiment that it was trained for.
+        cameras: views in the order of the network.
+        image: {"width", "height"} in px that every frame is shrunk to.
+        state: proprioception channels that the policy reads.
+        channels: D action channels of a chunk.
+        horizon, dt_s: rows of a chunk and the time between them.
+        network: the system's own sizes.
+        normalization: {"state": {"low", "high"}, "pose": {"low", "high"}}.
+        training: how it was made (command, revision, data, measured success); not read by the policy.
+    """
+
+    system: str
+    preset: str
+    embodiment: str
+    cameras: tuple[str, ...]
+    image: dict[str, int]
+    state: tuple[str, ...]
+    channels: tuple[str, ...]
+    horizon: int
+    dt_s: float
+    network: dict[str, object]
+    normalization: dict[str, object]
+    training: dict[str, object] = field(default_factory=dict)
+
+
+def read_config(folder: Path) -> CheckpointConfig:
+    """Reads config.json. Raises PolicyError for a missing folder or file, broken JSON, missing or unknown keys."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise PolicyError(f"{path}: no such file; a checkpoint is a folder with {CONFIG}, {WEIGHTS} and {TOKENIZER}")
+    try:
+        values = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PolicyError(f"{path}: not JSON ({error}): restore the file or train again") from None
+    if not isinstance(values, dict):
+        raise PolicyError(f"{path}: holds a {type(values).__name__}, expected an object")
+    names = [item.name for item in fields(CheckpointConfig)]
+    for key in values:
+        if key not in names:
+            raise PolicyError(f"{path}: unknown key {key!r}; {did_you_mean(key, names)}")
+    missing = [name for name in names if name not in values and name != "training"]
+    if missing:
+        raise PolicyError(f"{path}: lacks {', '.join(missing)}: restore the file or train again")
+    for name in ("cameras", "state", "channels"):
+        values[name] = tuple(values[name])
+    return CheckpointConfig(**values)
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """Reads tokenizer.json. Raises PolicyError when it is missing or broken."""
+    from tokenizers import Tokenizer
+
+    path = folder / TOKENIZER
+    if not path.is_file():
+        raise PolicyError(f"{path}: no such file; restore it from the checkpoint's source")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises a bare one
+        raise PolicyError(f"{path}: not a tokenizer ({error}): restore the file") from error
+
+
+def read_weights(folder: Path, network: nn.Module) -> None:
+    """Copies model.safetensors into `network`, strictly.
+
+    Raises:
+        PolicyError: the file is missing, truncated or a pickle, or its keys or shapes are not those of `network`.
+    """
+    from safetensors.torch import load_file
+
+    path = folder / WEIGHTS
+    if not path.is_file():
+        pickles = sorted(item.name for item in folder.glob("*") if item.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+        hint = f"; {', '.join(pickles)} is a pickle, which is never loaded: convert it to safetensors" if pickles else ""
+        raise PolicyError(f"{path}: no such file{hint}")
+    with path.open("rb") as stream:
+        head = stream.read(4)
+    if head[:2] in {b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"}:
+        raise PolicyError(f"{path}: a pickle (torch.save) with a wrong name, which is never loaded: convert it to safetensors")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise PolicyError(f"{path}: {path.stat().st_size} bytes, truncated or not safetensors ({error}): copy the file again") from error
+    _check_tensors(path, tensors, network.state_dict())
+    network.load_state_dict(tensors)
+
+
+def _check_tensors(path: Path, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    missing, foreign = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or foreign:
+        raise PolicyError(
+            f"{path}: missing {len(missing)} {missing[:3]}, foreign {len(foreign)} {foreign[:3]}: not the weights of this config.json"
+        )
+    for name, tensor in found.items():
+        if tensor.shape != expected[name].shape:
+            raise PolicyError(
+                f"{path}: {name} is {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}: not the weights of this config.json"
+            )
+        if not tensor.isfinite().all():
+            raise PolicyError(f"{path}: {name} holds NaN or infinite values: the training diverged, use an older checkpoint")
+
+
+def write_checkpoint(folder: Path, config: CheckpointConfig, weights: dict[str, Tensor], tokenizer: Tokenizer) -> None:
+    """Writes the three files; each appears whole or not at all, so a full disk or a kill leaves the older file usable."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    new = {name: folder / f".{name}.new" for name in (CONFIG, WEIGHTS, TOKENIZER)}
+    try:
+        new[CONFIG].write_text(json.dumps(asdict(config), indent=1) + "\n")
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, new[WEIGHTS])
+        tokenizer.save(str(new[TOKENIZER]))
+        for name, path in new.items():
+            path.chmod(0o644)  # safetensors writes 0600, which another user of the rig could not read
+            path.replace(folder / name)
+    finally:
+        for path in new.values():
+            path.unlink(missing_ok=True)

@@ -1,0 +1,190 @@
+"""A scripted expert. It is Markov: what to do follows from the measured state alone, so it recovers from whatever happened.
+
+It says only what a policy can say: an absolute TCP pose and an open or closed gripper for every row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vla_ros.core.rotations import conjugate, multiply, nearest_rotvec, quat_to_rotvec, rotvec_to_quat
+from vla_ros.sim.tasks import BLOCKS, Task
+from vla_ros.sim.world import BLOCK_M, BOWL_RADIUS_M, BOWL_RIM_M, PLATE_RADIUS_M, World, resting_height_m
+
+DT_S = 0.1
+BEFORE_GRASP, HELD, PLACED = 0, 1, 2
+CHANNELS = ("tcp.x", "tcp.y", "tcp.z", "tcp.rx", "tcp.ry", "tcp.rz", "gripper.closed")
+
+SPEED_M_S = 0.38
+TURN_RAD_S = 1.5
+APPROACH = 0.45  # share of the remaining way that a row covers, where that is less than full speed
+GRIPPER_M_S = 0.10
+HOVER_M = 0.10  # above a block before coming down on it
+CARRY_M = 0.17
+RETREAT_M = 0.22
+OPEN_M = BLOCK_M + 0.018
+_DOWN = np.array([np.pi, 0.0, 0.0])
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where the hand should go in the end of this motion; `lateral` < 1 slows the horizontal part."""
+
+    position: np.ndarray
+    yaw: float
+    closed: bool
+    stage: int
+
+
+def plan_chunk(world: World, task: Task, rows: int) -> tuple[np.ndarray, int]:
+    """Rolls the expert out from `world` as if every row were met exactly.
+
+    Returns:
+        [rows, 7] in the order of `CHANNELS`: row k is what to command k * DT_S from now (one step ahead of where the hand is then);
+        the stage now: BEFORE_GRASP, HELD or PLACED.
+    """
+    chunk = np.empty((rows, 7))
+    first = None
+    reference = _DOWN
+    for row in range(rows):
+        step = decide(world, task)
+        first = step.stage if first is None else first
+        position, quat = _advance(world, step)
+        reference = nearest_rotvec(quat_to_rotvec(quat), reference)
+        chunk[row] = *position, *reference, step.closed
+        world = _imagine(world, task, step, position, quat)
+    return chunk, int(first)
+
+
+def decide(world: World, task: Task) -> Step:
+    """What to do now, given everything."""
+    block, goal = world.position[task.block], world.position[task.goal]
+    if is_placed(world, task):
+        return _leave(world, block)
+    if is_held(world, task.block):
+        return _carry(world, task, block, goal)
+    return _fetch(world, task, block)
+
+
+def is_held(world: World, block: str) -> bool:
+    """Whether `block` is between the fingers and they touch it."""
+    near = np.abs(world.position[block] - world.tcp_position)
+    return abs(world.gripper_width_m - BLOCK_M) < 0.005 and float(near[:2].max()) < 0.025 and near[2] < 0.025
+
+
+def is_placed(world: World, task: Task) -> bool:
+    """Whether the block lies at its goal, whatever the hand does."""
+    block, goal = world.position[task.block], world.position[task.goal]
+    away = float(np.hypot(*(block - goal)[:2]))
+    high = float(block[2]) - resting_height_m(task.goal, world.position)
+    if task.goal == "bowl":  # also on its way down from the rim, once the fingers let go
+        return away < BOWL_RADIUS_M - 0.012 and (high < 0.012 or (high < 0.06 and world.gripper_width_m > BLOCK_M + 0.005))
+    return away < (PLATE_RADIUS_M - 0.02 if task.goal == "plate" else 0.018) and abs(high) < 0.006
+
+
+def _fetch(world: World, task: Task, block: np.ndarray) -> Step:
+    yaw = _grasp_yaw(world, task.block)
+    offset = block - world.tcp_position
+    away, turn = float(np.hypot(offset[0], offset[1])), abs(_quarter(yaw - _yaw(world.tcp_quat_xyzw)))
+    # A funnel: the hand may only be as low as it is well placed, so that it never pushes the block or a neighbour.
+    above = min(HOVER_M, max(4.0 * max(away - 0.008, 0.0), 0.25 * max(turn - 0.10, 0.0)))
+    target = np.array([block[0], block[1], max(block[2], 0.018) + above])
+    around = float(np.hypot(*offset[:2])) < 0.006 and abs(offset[2]) < 0.009 and turn < 0.12
+    if around and world.gripper_width_m > BLOCK_M - 0.008:
+        return Step(target, yaw, True, BEFORE_GRASP)
+    if world.gripper_width_m < OPEN_M:
+        # Closed beside the block, on it or on nothing: up and open first.
+        target[2] = max(target[2], block[2] + 0.07)
+        if world.tcp_position[2] < target[2] - 0.01:
+            target[:2] = world.tcp_position[:2]
+    elif world.tcp_position[2] < block[2] + above - 0.03:
+        target[:2] = world.tcp_position[:2]
+    return Step(target, yaw, False, BEFORE_GRASP)
+
+
+def _carry(world: World, task: Task, block: np.ndarray, goal: np.ndarray) -> Step:
+    offset = goal[:2] - block[:2]
+    away = float(np.hypot(*offset))
+    on_block = task.goal in BLOCKS
+    release = resting_height_m(task.goal, world.position) + 0.002
+    if task.goal == "bowl":
+        release = BOWL_RIM_M - 0.006  # the fingers stay above the rim, the block drops a little
+    yaw = _yaw(world.tcp_quat_xyzw) + _quarter(world.yaw[task.goal] - world.yaw[task.block]) if on_block else 0.0
+    turn = abs(yaw - _yaw(world.tcp_quat_xyzw)) if on_block else 0.0
+    near = 0.004 if on_block else 0.010
+    above = min(CARRY_M - release, max(3.0 * max(away - near, 0.0), 0.3 * max(turn - 0.08, 0.0)))
+    target = world.tcp_position + np.array([*offset, release + above - block[2]])
+    clear = float(np.clip((block[2] - 0.035) / 0.05, 0.0, 1.0)) if away > 0.06 else 1.0
+    target[:2] = world.tcp_position[:2] + offset * clear
+    down = block[2] < release + 0.005 and away < near + 0.004
+    return Step(target, yaw, not down, HELD)
+
+
+def _leave(world: World, block: np.ndarray) -> Step:
+    target = world.tcp_position.copy()
+    if world.gripper_width_m > OPEN_M or np.linalg.norm(block - world.tcp_position) > 0.06:
+        target[2] = RETREAT_M
+    return Step(target, 0.0 if target[2] == RETREAT_M and world.tcp_position[2] > 0.15 else _yaw(world.tcp_quat_xyzw), False, PLACED)
+
+
+def _advance(world: World, step: Step) -> tuple[np.ndarray, np.ndarray]:
+    """One row on the way: the pose (position [3], quat_xyzw [4]) that the hand should have DT_S from now."""
+    way = step.position - world.tcp_position
+    length = float(np.linalg.norm(way))
+    stride = min(length * APPROACH + 0.002, SPEED_M_S * DT_S, length)
+    position = world.tcp_position + way * (stride / length if length > 1e-9 else 0.0)
+    upright = multiply(rotvec_to_quat(np.array([0.0, 0.0, step.yaw])), rotvec_to_quat(_DOWN))
+    turn = quat_to_rotvec(multiply(upright, conjugate(world.tcp_quat_xyzw)))
+    angle = float(np.linalg.norm(turn))
+    share = min(1.0, max(APPROACH, 0.02 / max(angle, 1e-9)), TURN_RAD_S * DT_S / max(angle, 1e-9))
+    return position, multiply(rotvec_to_quat(turn * share), world.tcp_quat_xyzw)
+
+
+def _imagine(world: World, task: Task, step: Step, position: np.ndarray, quat: np.ndarray) -> World:
+    """The world DT_S later: hand at its target, fingers moved, a held block carried along, a released one fallen."""
+    around = float(np.abs(world.position[task.block] - world.tcp_position).max()) < 0.03
+    width = world.gripper_width_m + (-1 if step.closed else 1) * GRIPPER_M_S * DT_S
+    width = float(np.clip(width, BLOCK_M if around else 0.0, 0.08))
+    held = is_held(world, task.block)
+    after = replace(world, tcp_position=position, tcp_quat_xyzw=quat, gripper_width_m=width)
+    if not held:
+        return after
+    block = world.position[task.block] + position - world.tcp_position
+    if width < BLOCK_M + 0.005:
+        return after.with_object(task.block, block, world.yaw[task.block] + _yaw(quat) - _yaw(world.tcp_quat_xyzw))
+    away = float(np.hypot(*(block - world.position[task.goal])[:2]))
+    over = away < (0.03 if task.goal in BLOCKS else BOWL_RADIUS_M)
+    block[2] = resting_height_m(task.goal, world.position) if over else BLOCK_M / 2
+    return after.with_object(task.block, block, world.yaw[task.block])
+
+
+def _grasp_yaw(world: World, block: str) -> float:
+    """The hand's heading across two faces of the block: near to straight ahead, little to turn, room for the fingers."""
+    now, here = _yaw(world.tcp_quat_xyzw), world.position[block]
+    others = [world.position[name] for name in BLOCKS if name != block]
+
+    def cost(yaw: float) -> float:
+        across = np.array([np.sin(yaw), -np.cos(yaw)])  # the fingers' axis
+        crowded = 0.0
+        for other in others:
+            gap = other[:2] - here[:2]
+            along, beside = abs(gap @ across), abs(gap[0] * across[1] - gap[1] * across[0])
+            if along < 0.085 and beside < 0.045 and abs(other[2] - here[2]) < 0.03:
+                crowded = 3.0
+        return abs(yaw - now) + 0.7 * abs(yaw) + crowded
+
+    base = _quarter(world.yaw[block])
+    return min((base, base - np.pi / 2, base + np.pi / 2), key=cost)
+
+
+def _yaw(quat_xyzw: np.ndarray) -> float:
+    """Heading (rad) of the hand's x axis."""
+    x, y, z, w = quat_xyzw
+    return float(np.arctan2(2 * (x * y + z * w), 1 - 2 * (y * y + z * z)))
+
+
+def _quarter(angle: float) -> float:
+    """The same angle up to quarter turns, in -pi/4 .. pi/4: a block looks alike from four sides."""
+    return float((angle + np.pi / 4) % (np.pi / 2) - np.pi / 4)

@@ -1,0 +1,153 @@
+"""The table, what lies on it, the cameras, and the Franka of franky-sim before it: one MJCF for physics, pictures and demonstrations."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from math import cos, pi, sin
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vla_ros.sim.meshes import light_mesh
+from vla_ros.sim.tasks import BLOCKS, CONTAINERS
+from vla_ros.sim.world import BLOCK_M, BOWL_FLOOR_M, BOWL_RADIUS_M, BOWL_RIM_M, PLATE_RADIUS_M, PLATE_TOP_M
+
+if TYPE_CHECKING:
+    from franky_sim.mujoco_simulator import MujocoSimulator
+
+ROBOT = "robot0_"
+TCP_FROM_HAND_M = 0.1034
+CAMERAS = {
+    # body, position (m), axes of the picture (x right, y up) in the body's frame, vertical field of view (deg)
+    "front": ("world", "1.38 0 0.68", "0 1 0 -0.49 0 0.872", 42.5),
+    "wrist": (f"{ROBOT}hand", "0.07 0 0.02", "0 1 0 0.988 0 0.156", 75.0),
+}
+COLOUR_RGBA = {
+    "red block": "0.85 0.10 0.08 1",
+    "green block": "0.10 0.62 0.18 1",
+    "blue block": "0.08 0.22 0.85 1",
+    "plate": "0.95 0.94 0.90 1",
+    "bowl": "0.98 0.74 0.12 1",
+}
+_GRIP = {"friction": "1.3 0.01 0.001", "condim": "4", "solref": "0.005 1", "solimp": "0.95 0.99 0.001"}
+_KP_SCALE, _KV_SCALE = 2.0, 0.3  # franky-sim's own gains lag 100 ms, these 14 ms
+
+
+def build_simulator(initial_q: tuple[float, ...]) -> MujocoSimulator:
+    """Returns a franky-sim simulator that holds the whole scene and is not yet started; `initial_q` [7] rad."""
+    from franky_sim.mujoco_simulator import MUJOCO_DEFAULT_KP, MUJOCO_DEFAULT_KV, MujocoSimulator
+
+    simulator = MujocoSimulator(enable_visualization=False)
+    simulator.add_robot(
+        initial_q=initial_q,
+        initial_hand_width=0.08,
+        kp=tuple(_KP_SCALE * value for value in MUJOCO_DEFAULT_KP),
+        kv=tuple(_KV_SCALE * value for value in MUJOCO_DEFAULT_KV),
+    )
+    furnish(simulator.scene)
+    return simulator
+
+
+def furnish(scene: ET.Element) -> None:
+    """Adds the table, the objects, the cameras and the look to franky-sim's scene, and lightens the robot's meshes."""
+    world = scene.find("worldbody")
+    world.find("geom[@name='ground']").set("pos", "0 0 -0.7")
+    _add_look(scene)
+    _lighten(scene)
+    _tune_hand(world)
+    _add_table(world)
+    for name in CONTAINERS:
+        _add_container(world, name)
+    for name in BLOCKS:
+        _add_block(world, name)
+    for name, (body, position, axes, fovy) in CAMERAS.items():
+        parent = world if body == "world" else world.find(f".//body[@name='{body}']")
+        ET.SubElement(parent, "camera", name=name, pos=position, xyaxes=axes, fovy=str(fovy))
+
+
+def _add_look(scene: ET.Element) -> None:
+    visual = scene.find("visual")
+    ET.SubElement(visual, "global", offwidth="1280", offheight="960")
+    ET.SubElement(visual, "map", znear="0.02", zfar="20")
+    visual.find("headlight").attrib.update(ambient="0.35 0.35 0.35", diffuse="0.25 0.25 0.25")
+    visual.find("quality").attrib.update(offsamples="0")
+    asset = scene.find("asset")
+    ET.SubElement(asset, "texture", type="skybox", builtin="gradient", rgb1="0.80 0.86 0.92", rgb2="0.55 0.60 0.66", width="64", height="384")
+    floor = asset.find("texture[@name='ground_checker']")
+    floor.attrib.update(rgb1="0.50 0.52 0.55", rgb2="0.56 0.58 0.61")
+    world = scene.find("worldbody")
+    for light in ("fill_light", "rim_light"):
+        world.remove(world.find(f"light[@name='{light}']"))
+    world.find("light[@name='key_light']").attrib.update(pos="1.2 -0.9 1.6", dir="-0.45 0.55 -1", diffuse="0.62 0.60 0.56", specular="0.1 0.1 0.1")
+
+
+def _lighten(scene: ET.Element) -> None:
+    """Points visual geoms to light meshes; collision geoms keep theirs. Meshes that nothing shows are dropped."""
+    folder = Path(scene.find("compiler").get("meshdir"))
+    asset = scene.find("asset")
+    files = {mesh.get("name"): mesh.get("file") for mesh in asset.findall("mesh")}
+    shown = [geom for geom in scene.iter("geom") if geom.get("class") == "visual"]
+    for name in sorted({geom.get("mesh") for geom in shown}):
+        ET.SubElement(asset, "mesh", name=f"{name}_light", file=str(light_mesh(folder / files[name])), inertia="shell")
+    for geom in shown:
+        geom.set("mesh", f"{geom.get('mesh')}_light")
+    used = {geom.get("mesh") for geom in scene.iter("geom")}
+    for mesh in asset.findall("mesh"):
+        if mesh.get("name") not in used:
+            asset.remove(mesh)
+
+
+def _tune_hand(world: ET.Element) -> None:
+    """Gives the fingers their own friction and inertia (they inherit an arm joint's) and the hand its TCP."""
+    for joint in (1, 2):
+        world.find(f".//joint[@name='{ROBOT}finger_joint{joint}']").attrib.update(frictionloss="0", armature="0.1", damping="5")
+    for finger in ("left", "right"):
+        for geom in world.find(f".//body[@name='{ROBOT}{finger}_finger']").findall("geom"):
+            if geom.get("class", "").startswith("fingertip"):
+                geom.attrib.update(_GRIP)
+    ET.SubElement(world.find(f".//body[@name='{ROBOT}hand']"), "site", name="tcp", pos=f"0 0 {TCP_FROM_HAND_M}", group="5")
+
+
+def _add_table(world: ET.Element) -> None:
+    ET.SubElement(world, "geom", name="table", type="box", size="0.62 0.62 0.02", pos="0.38 0 -0.02", rgba="0.60 0.47 0.36 1", friction="1 0.01 0.001")
+    for x in (-0.18, 0.94):
+        for y in (-0.56, 0.56):
+            ET.SubElement(world, "geom", type="box", size="0.03 0.03 0.33", pos=f"{x} {y} -0.37", rgba="0.30 0.31 0.33 1", contype="0", conaffinity="0")
+
+
+def _add_block(world: ET.Element, name: str) -> None:
+    body = ET.SubElement(world, "body", name=name)
+    ET.SubElement(body, "freejoint", name=name)
+    ET.SubElement(body, "geom", type="box", size=" ".join([str(BLOCK_M / 2)] * 3), mass="0.06", rgba=COLOUR_RGBA[name], **_GRIP)
+
+
+def _add_container(world: ET.Element, name: str) -> None:
+    """A plate or bowl that slides on the table when pushed hard, and never tips: two joints, so that it costs no contacts."""
+    body = ET.SubElement(world, "body", name=name)
+    for axis, direction in (("x", "1 0 0"), ("y", "0 1 0")):
+        ET.SubElement(body, "joint", name=f"{name} {axis}", type="slide", axis=direction, frictionloss="1.5", damping="4")
+    ET.SubElement(body, "inertial", pos="0 0 0.01", mass="0.4", diaginertia="0.001 0.001 0.001")
+    if name == "plate":
+        _add_disc(body, PLATE_RADIUS_M, PLATE_TOP_M)
+        _add_shown(body, "cylinder", f"{PLATE_RADIUS_M} {PLATE_TOP_M / 2}", f"0 0 {PLATE_TOP_M / 2}", COLOUR_RGBA[name])
+        _add_shown(body, "cylinder", f"{PLATE_RADIUS_M * 0.68} 0.0004", f"0 0 {PLATE_TOP_M}", "0.80 0.80 0.78 1")
+        return
+    _add_disc(body, BOWL_RADIUS_M, BOWL_FLOOR_M)
+    _add_shown(body, "cylinder", f"{BOWL_RADIUS_M} {BOWL_FLOOR_M / 2}", f"0 0 {BOWL_FLOOR_M / 2}", "0.80 0.58 0.08 1")
+    sides, half_height = 16, (BOWL_RIM_M - 0.001) / 2
+    for side in range(sides):
+        angle = 2 * pi * side / sides
+        ET.SubElement(
+            body, "geom", type="box", size=f"0.003 {(BOWL_RADIUS_M + 0.004) * sin(pi / sides) + 0.0015} {half_height}", euler=f"0 0 {angle}",
+            pos=f"{(BOWL_RADIUS_M + 0.003) * cos(angle)} {(BOWL_RADIUS_M + 0.003) * sin(angle)} {0.001 + half_height}", rgba=COLOUR_RGBA[name], mass="0",
+        )  # fmt: skip
+
+
+def _add_disc(body: ET.Element, radius: float, height: float) -> None:
+    """Collides as two crossed boxes: a box on a cylinder would rest on a single contact and spin."""
+    half = radius * cos(pi / 8) * 0.765  # both corners of the star stay within the disc's edge
+    for angle in (0.0, pi / 4):
+        ET.SubElement(body, "geom", type="box", size=f"{half} {half} {(height - 0.001) / 2}", pos=f"0 0 {(height + 0.001) / 2}", euler=f"0 0 {angle}", group="3", mass="0")
+
+
+def _add_shown(body: ET.Element, shape: str, size: str, position: str, rgba: str) -> None:
+    ET.SubElement(body, "geom", type=shape, size=size, pos=position, rgba=rgba, contype="0", conaffinity="0", mass="0")

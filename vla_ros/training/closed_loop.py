@@ -1,0 +1,97 @@
+"""Closed-loop success in the fast simulation: the gate of a training, and a measure of robustness."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vla_ros.core.embodiment import load_embodiment
+from vla_ros.core.interfaces import Policy
+from vla_ros.core.types import Frame, Observation, Proprioception
+from vla_ros.policies import load_policy
+from vla_ros.policies.robovlms import STATE_CHANNELS
+from vla_ros.training.config import TrainingConfig
+from vla_ros.training.phrasings import held_out
+from vla_ros.training.simulator import Simulator, View, open_simulator
+
+LONGEST_STEPS = 150
+
+
+@dataclass(frozen=True)
+class Result:
+    """Shares of `episodes`; `mean_steps` counts policy-rate steps of the successful ones."""
+
+    episodes: int
+    success_rate: float
+    wrong_object_rate: float
+    mean_steps: float
+    execute_steps: int
+    delay_steps: int
+
+    def __str__(self) -> str:
+        rates = f"success {self.success_rate:.1%}, wrong object {self.wrong_object_rate:.1%}"
+        return f"{self.episodes} episodes: {rates}, {self.mean_steps:.0f} steps"
+
+
+def check_closed_loop(
+    config: TrainingConfig,
+    checkpoint: Path,
+    seeds: Iterable[int],
+    execute_steps: int | None = None,
+    delay_steps: int = 0,
+    phrasing: int | None = None,
+    stack: bool = False,
+) -> Result:
+    """Runs the checkpoint on the scenes of `seeds`, the tasks in turn.
+
+    Args:
+        execute_steps: rows of each chunk that are executed; the configuration's by default.
+        delay_steps: age of the observation when its chunk starts, in steps; its first rows are then skipped.
+        phrasing: which held-out phrasing to use instead of the canonical sentence.
+    """
+    simulator = open_simulator(config)
+    policy = load_policy(str(checkpoint), load_embodiment(config.embodiment))
+    rows = execute_steps or config.check.execute_steps
+    tasks = simulator.instructions(stack)
+    outcomes = []
+    for seed in seeds:
+        instruction = tasks[seed % len(tasks)]
+        simulator.reset(seed, instruction)
+        spoken = instruction if phrasing is None else held_out(instruction)[phrasing]
+        outcomes.append(_rollout(simulator, policy, spoken, rows, delay_steps))
+    simulator.close()
+    steps = [length for success, _, length in outcomes if success]
+    return Result(
+        len(outcomes), float(np.mean([success for success, _, _ in outcomes])), float(np.mean([wrong for _, wrong, _ in outcomes])),
+        float(np.mean(steps)) if steps else 0.0, rows, delay_steps,
+    )  # fmt: skip
+
+
+def _rollout(simulator: Simulator, policy: Policy, instruction: str, execute_steps: int, delay_steps: int) -> tuple[bool, bool, int]:
+    """Returns success, whether a wrong object moved, and the steps it took."""
+    policy.reset()
+    views: list[View] = []
+    rows: np.ndarray | None = None
+    used = execute_steps
+    for step in range(LONGEST_STEPS):
+        views.append(simulator.look(render=used >= execute_steps or delay_steps > 0))
+        if used >= execute_steps:
+            seen = max(0, step - delay_steps)
+            rows = policy.infer(to_observation(views[seen], instruction)).chunk.data[step - seen :]
+            used = 0
+        target = rows[min(used, len(rows) - 1)]
+        simulator.step(target[:6], float(target[6]))
+        used += 1
+        outcome = simulator.outcome()
+        if outcome.success:
+            return True, outcome.wrong_object, step + 1
+    return False, simulator.outcome().wrong_object, LONGEST_STEPS
+
+
+def to_observation(view: View, instruction: str) -> Observation:
+    """What the policy node would hand over for this view."""
+    frames = {name: Frame(0, image, 0, name) for name, image in view.images.items()}
+    return Observation(0, frames, Proprioception(0, STATE_CHANNELS, np.append(view.pose, view.gripper_width_m)), instruction)

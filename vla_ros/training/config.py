@@ -1,0 +1,151 @@
+"""What `vla train CONFIG` reads: one YAML file, every key known, units in the names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from vla_ros.core.embodiment import find_config
+from vla_ros.core.yaml import load
+
+Problems = Iterator[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What disturbs the expert while it demonstrates, so that the data shows how to recover.
+
+    Args:
+        jitter_m, jitter_rad: standard deviation of every executed target.
+        burst_probability, burst_m: chance a step starts a burst of a few steps that pulls the hand away by about so much.
+        flip_probability: chance a step starts a short wrong gripper command.
+        drop_share: share of the episodes in which the block is let go on the way.
+        gripper_delay_steps: in each episode the gripper follows up to so many steps late.
+        delay_steps: in each episode commands come from a chunk up to so many steps old, at its row for the present.
+    """
+
+    jitter_m: float
+    jitter_rad: float
+    burst_probability: float
+    burst_m: float
+    flip_probability: float
+    drop_share: float
+    gripper_delay_steps: int
+    delay_steps: int
+
+
+@dataclass(frozen=True)
+class Data:
+    """Demonstrations: `simulator` is an import path (see `collect.Simulator`), looked up only when episodes are missing."""
+
+    simulator: str
+    episodes: int
+    first_seed: int
+    stack_share: float
+    processes: int
+    noise: Noise
+
+    def problems(self) -> Problems:
+        for name in ("episodes", "processes"):
+            if getattr(self, name) < 1:
+                yield name, f"{getattr(self, name)}, expected >= 1"
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """`colour` is the share of gain and offset; `word_dropout` the chance that a word becomes <unk>."""
+
+    shift_px: int
+    colour: float
+    word_dropout: float
+    position_noise_m: float
+    rotation_noise_rad: float
+    width_noise_m: float
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the parts of `objective.Objective`."""
+
+    chunk: float
+    gripper: float
+    task_objects: float
+    all_objects: float
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """AdamW at `learning_rate`, linear warm-up, linear decay to 0 over the last `decay_share` of `steps`."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+    weight_decay: float
+    warm_up_steps: int
+    decay_share: float
+    average: float
+    clip_norm: float
+    bf16: bool
+    stage_weights: tuple[float, float, float]
+    save_every_steps: int
+    seed: int
+
+    def problems(self) -> Problems:
+        for name in ("steps", "batch", "learning_rate", "save_every_steps"):
+            if not getattr(self, name) > 0:
+                yield name, f"{getattr(self, name)}, expected > 0"
+        for name in ("decay_share", "average"):
+            if not 0 <= getattr(self, name) < 1:
+                yield name, f"{getattr(self, name)}, expected 0 <= {name} < 1"
+
+    def rate(self, step: int) -> float:
+        """Learning rate of `step` (from 0) as a share of `learning_rate`."""
+        if step < self.warm_up_steps:
+            return (step + 1) / self.warm_up_steps
+        left = (self.steps - step) / max(self.decay_share * self.steps, 1)
+        return max(0.0, min(1.0, left))
+
+
+@dataclass(frozen=True)
+class Check:
+    """Closed-loop success in the fast loop, the only gate that counts."""
+
+    every_steps: int
+    episodes: int
+    final_episodes: int
+    first_seed: int
+    final_seed: int
+    execute_steps: int
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One policy and how to train it; the first block ends up in the checkpoint's config.json."""
+
+    system: str
+    preset: str
+    embodiment: str
+    cameras: tuple[str, ...]
+    image: dict[str, int]
+    horizon: int
+    dt_s: float
+    network: dict[str, object]
+    data: Data
+    augmentation: Augmentation
+    loss: LossWeights
+    optimisation: Optimisation
+    check: Check
+
+
+def load_training(name_or_path: str, steps: int | None = None, episodes: int | None = None) -> TrainingConfig:
+    """Reads a training configuration, from config/training or a path; `steps` and `episodes` replace what it says.
+
+    Raises:
+        ConfigError: with file, line and key.
+    """
+    config = load(find_config("training", name_or_path), TrainingConfig)
+    if steps is not None:
+        config = replace(config, optimisation=replace(config.optimisation, steps=steps))
+    if episodes is not None:
+        config = replace(config, data=replace(config.data, episodes=episodes))
+    return config

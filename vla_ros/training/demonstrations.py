@@ -1,0 +1,85 @@
+"""Demonstrations on disk: two files an episode in one folder, `<seed>.frames.npy` (memory-mapped) and `<seed>.steps.npz`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from vla_ros.core.errors import DataError
+
+OBJECTS = ("red", "green", "blue", "plate", "bowl")
+BEFORE_GRASP, HELD, PLACED = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Episode:
+    """T steps of one demonstration at the policy's rate; poses as in `policies.poses`, all in `base_link`.
+
+    Args:
+        frames: uint8 [T, cameras, H, W, 3] RGB, shrunk by `policies.images.shrink`.
+        pose: [T, 6] measured TCP.
+        gripper_width_m: [T].
+        targets: [T, horizon, 7] what a perfect expert would do from here: absolute TCP poses and closed 0/1.
+        objects: [T, 5, 3] positions (m) in the order of `OBJECTS`.
+        stage: uint8 [T], BEFORE_GRASP, HELD or PLACED.
+        roles: int [2], indices into `OBJECTS`: what to move and where to.
+        instruction: canonical sentence.
+        seed: of the scene.
+        success: how the (noisy) episode ended.
+    """
+
+    frames: np.ndarray
+    pose: np.ndarray
+    gripper_width_m: np.ndarray
+    targets: np.ndarray
+    objects: np.ndarray
+    stage: np.ndarray
+    roles: np.ndarray
+    instruction: str
+    seed: int
+    success: bool
+
+    def __len__(self) -> int:
+        return len(self.pose)
+
+
+def save_episode(folder: Path, episode: Episode) -> None:
+    """Writes one episode; a kill or a full disk never leaves half of one under its final name."""
+    steps, frames = folder / f"{episode.seed}.steps.npz", folder / f"{episode.seed}.frames.npy"
+    rest = {item.name: getattr(episode, item.name) for item in fields(episode) if item.name != "frames"}
+    partial = [path.with_name(f".{path.name}.part") for path in (frames, steps)]
+    try:
+        with partial[0].open("wb") as stream:
+            np.save(stream, episode.frames)
+        with partial[1].open("wb") as stream:
+            np.savez_compressed(stream, **rest)
+        partial[0].replace(frames)
+        partial[1].replace(steps)
+    finally:
+        for path in partial:
+            path.unlink(missing_ok=True)
+
+
+def load_episode(folder: Path, seed: int) -> Episode:
+    """Opens one episode, its frames as a memory map. Raises DataError when a file is broken."""
+    path = folder / f"{seed}.steps.npz"
+    try:
+        with np.load(path, allow_pickle=False) as steps:
+            values = {name: steps[name] for name in steps.files}
+        frames = np.load(folder / f"{seed}.frames.npy", mmap_mode="r", allow_pickle=False)
+        scalars = {"instruction": str(values.pop("instruction")), "seed": int(values.pop("seed")), "success": bool(values.pop("success"))}
+        episode = Episode(frames=frames, **values, **scalars)
+    except Exception as error:  # numpy raises a dozen kinds for broken files
+        raise DataError(
+            f"{path}: not an episode ({type(error).__name__}: {error}): delete both files of seed {seed} and collect again"
+        ) from error
+    if len(frames) != len(episode):
+        raise DataError(f"{path}: {len(frames)} frames for {len(episode)} steps: delete both files of seed {seed} and collect again")
+    return episode
+
+
+def episode_seeds(folder: Path) -> list[int]:
+    """Returns the seeds of the complete episodes in `folder`, ascending."""
+    return sorted(int(path.name.split(".")[0]) for path in folder.glob("[0-9]*.steps.npz"))

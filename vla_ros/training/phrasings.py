@@ -1,0 +1,96 @@
+"""Many ways to say one task. Policies train on `TRAIN_TEMPLATES`; `HELD_OUT_TEMPLATES` are for evaluation only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+from string import Formatter
+
+from vla_ros.core.errors import DataError
+
+# Slots that a task fills come from the canonical instruction; these have synonyms to choose from.
+SYNONYMS = {
+    "take": ("pick up", "grab", "take", "get", "lift", "fetch"),
+    "put": ("put", "place", "set", "drop", "move"),
+    "block": ("block", "cube"),
+    "plate": ("plate", "dish"),
+    "bowl": ("bowl",),
+    "on": ("on", "onto"),
+    "in": ("in", "into", "inside"),
+}
+CANONICAL = {
+    "place": re.compile(r"pick up the (?P<colour>\w+) block and put it (?P<preposition>on|in) the (?P<container>plate|bowl)"),
+    "stack": re.compile(r"stack the (?P<colour>\w+) block on the (?P<base>\w+) block"),
+}
+EXPECTED = "expected 'pick up the X block and put it on the plate|in the bowl' or 'stack the X block on the Y block'"
+TRAIN_TEMPLATES = {
+    "place": (
+        "pick up the {colour} block and put it {preposition} the {container}",
+        "{take} the {colour} {block} and {put} it {preposition} the {container}",
+        "{put} the {colour} {block} {preposition} the {container}",
+        "please {put} the {colour} {block} {preposition} the {container}",
+        "{take} the {colour} one and {put} it {preposition} the {container}",
+        "the {colour} {block} goes {preposition} the {container}",
+        "{preposition} the {container} {put} the {colour} {block}",
+        "{colour} {block} {preposition} the {container}",
+        "{take} the {block} that is {colour} and {put} it {preposition} the {container}",
+        "can you {take} the {colour} {block} and {put} it {preposition} the {container}",
+    ),
+    "stack": (
+        "stack the {colour} block on the {base} block",
+        "stack the {colour} {block} on top of the {base} {block}",
+        "{take} the {colour} {block} and stack it on the {base} {block}",
+        "{put} the {colour} {block} on top of the {base} {block}",
+        "{take} the {colour} {block} and {put} it on the {base} {block}",
+        "the {colour} {block} goes on top of the {base} one",
+    ),
+}
+HELD_OUT_TEMPLATES = {
+    "place": (
+        "i want the {colour} cube {preposition} the {container}",
+        "could you lift the {colour} one and then drop it {preposition} the {container} please",
+        "{preposition} the {container} goes the {colour} block",
+        "the {container} is where you should place the {colour} cube",
+        "fetch the cube that is {colour} then set it {preposition} the {container}",
+    ),
+}
+Choose = Callable[[Sequence[str]], str]
+
+
+def parse(instruction: str) -> tuple[str, dict[str, str]]:
+    """Returns the kind ("place" | "stack") and fields of a canonical instruction. Raises DataError for any other sentence."""
+    for kind, pattern in CANONICAL.items():
+        if match := pattern.fullmatch(instruction):
+            return kind, match.groupdict()
+    raise DataError(f"instruction {instruction!r} is not canonical: {EXPECTED}")
+
+
+def rephrase(instruction: str, template: str, choose: Choose) -> str:
+    """Says the canonical `instruction` by `template`; `choose` picks one of the synonyms of every slot."""
+    _, fields = parse(instruction)
+    filled = {}
+    for _, slot, _, _ in Formatter().parse(template):
+        if slot is not None:
+            word = fields.get(slot, slot)
+            filled[slot] = choose(SYNONYMS.get(word, (word,)))
+    return template.format(**filled)
+
+
+def held_out(instruction: str) -> list[str]:
+    """Returns the five unseen phrasings of a canonical pick-and-place instruction, in the order of `HELD_OUT_TEMPLATES`."""
+    kind, _ = parse(instruction)
+    if kind not in HELD_OUT_TEMPLATES:
+        raise DataError(f"instruction {instruction!r}: no held-out phrasings for {kind!r}, only for {', '.join(HELD_OUT_TEMPLATES)}")
+    return [rephrase(instruction, template, lambda words: words[0]) for template in HELD_OUT_TEMPLATES[kind]]
+
+
+def all_training_sentences(instructions: Sequence[str]) -> Iterator[str]:
+    """Yields every training phrasing with every synonym; the vocabulary of a tokenizer."""
+    for instruction in instructions:
+        kind, fields = parse(instruction)
+        for template in TRAIN_TEMPLATES[kind]:
+            slots = [slot for _, slot, _, _ in Formatter().parse(template) if slot is not None]
+            words = [SYNONYMS.get(fields.get(slot, slot), (fields.get(slot, slot),)) for slot in slots]
+            for choice in product(*words):
+                yield template.format(**dict(zip(slots, choice, strict=True)))
