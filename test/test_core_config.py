@@ -149,7 +149,7 @@ def test_shipped_rig_and_its_nodes() -> None:
     assert (specs["front"].executable, specs["front"].namespace, specs["front"].parameters["device"]) == ("camera_node", "/camera", "front")
     assert specs["policy"].parameters["checkpoint"] == "script"
     assert specs["policy"].parameters["executor"] == "ensemble:weighting=age"
-    assert [specs[name].nice for name in ("simulation", "arm", "front", "policy")] == [0, 0, 5, 10]
+    assert [specs[name].nice for name in ("simulation", "arm", "front", "policy")] == [0, 0, 5, 0]
     assert "policy" not in [spec.name for spec in node_specs(rig, with_policy=False)]
     with pytest.raises(ConfigError, match="did you mean 'ensemble'"):
         node_specs(rig, executor="ensembel")

@@ -5,7 +5,7 @@ import pytest
 
 from vla_ros.core.errors import DataError
 from vla_ros.policies.text import PAD_ID, UNKNOWN_ID, build_tokenizer, encode
-from vla_ros.training.phrasings import HELD_OUT_TEMPLATES, TRAIN_TEMPLATES, all_training_sentences, held_out, parse, rephrase
+from vla_ros.training.phrasings import HELD_OUT_TEMPLATES, TRAIN_TEMPLATES, all_training_sentences, held_out, keywords, parse, rephrase
 
 PLACES = [
     f"pick up the {colour} block and put it {where}" for colour in ("red", "green", "blue") for where in ("on the plate", "in the bowl")
@@ -58,3 +58,8 @@ def test_case_and_punctuation_do_not_matter_and_unknown_words_are_marked():
     assert list(encode(tokenizer, "put", 3)[1:]) == [PAD_ID, PAD_ID]
     assert len(encode(tokenizer, "put " * 50, 12)) == 12
     assert encode(tokenizer, "", 4)[0] == UNKNOWN_ID
+
+
+def test_keywords_are_what_nobody_can_do_without():
+    assert keywords(PLACES[0]) == {"red", "plate", "dish"}
+    assert keywords(TASKS[-1]) == {"red", "green"}

@@ -23,6 +23,9 @@ ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 STAMPS = VENV / ".setup"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+# A distribution's cv_bridge and messages are compiled for its numpy 1; these pins need numpy 2.
+NUMPY_2_ONLY = ("numpy", "opencv-python-headless", "pin", "coal", "eigenpy", "libcoal", "libpinocchio", "cmeel")
+FOR_NUMPY_1 = ("numpy<2", "opencv-python-headless<4.12")
 BUILDER_PATHS = {  # what the wheels' CMake files name -> how this Python calls it
     r"/opt/python/cp\d+-cp\d+/lib/python3\.\d+/site-packages/numpy/_core/include": "__import__('numpy').get_include()",
     r"/opt/python/cp\d+-cp\d+/include/python3\.\d+": "__import__('sysconfig').get_paths()['include']",
@@ -124,8 +127,12 @@ def install_packages(ros: Ros) -> None:
     torch, gpu = os.environ.get("TORCH", ""), has_gpu()
     constraints.write_text(constraint_lines((ROOT / "requirements" / "constraints.txt").read_text(), ros, free_torch=bool(torch) or gpu))
     pip = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--no-input", "--progress-bar", "off", "-c", str(constraints)]
-    cpu = [] if torch or gpu or torch_is_small(pip) else ["--index-url", TORCH_CPU_INDEX]
-    run([*pip, "--no-deps", *cpu, torch or "torch"], "installing torch" + (" (CPU)" if not gpu else ""))
+    if not (torch or gpu or torch_is_small(pip)):
+        try:
+            run([*pip, "--no-deps", "--index-url", TORCH_CPU_INDEX, "torch"], "installing torch for the CPU")
+        except StepFailed:
+            say(f"{TORCH_CPU_INDEX} does not answer: torch comes with several GB of CUDA")
+    run([*pip, "--no-deps", torch or "torch"], "installing torch")
     files = [part for name in requirement_files(ros) for part in ("-r", str(ROOT / "requirements" / name))]
     run([*pip, *files], "installing packages")
 
@@ -135,12 +142,12 @@ def constraint_lines(text: str, ros: Ros, free_torch: bool) -> str:
 
     Args:
         text: requirements/constraints.txt.
-        ros: a distribution's message packages and cv_bridge are compiled for its own numpy 1, so numpy is not pinned there.
+        ros: beside a distribution numpy stays at 1, and what needs numpy 2 is not pinned.
         free_torch: leave torch to the requirement (a GPU machine, or TORCH is set).
     """
     lines = [line for line in text.splitlines() if not (free_torch and line.startswith("torch=="))]
     if ros.kind == "distribution":
-        lines = [line for line in lines if not line.startswith(("numpy==", "opencv-python-headless=="))] + ["numpy<2"]
+        lines = [line for line in lines if not re.match(rf"({'|'.join(NUMPY_2_ONLY)})(-[a-z0-9-]+)?==", line)] + [*FOR_NUMPY_1]
     return "\n".join(lines) + "\n"
 
 

@@ -1,0 +1,5 @@
+"""Camera drivers by name; a driver implements `core.interfaces.Camera`. A name with a ":" in a rig is an import path instead."""
+
+CAMERAS: dict[str, str] = {
+    "mujoco": "vla_ros.sim.camera:MujocoCamera",
+}

@@ -64,15 +64,15 @@ def _run(
 
     from vla_ros.cli.running_rig import own_rig
 
-    began_s = time.monotonic()
+    began_ns = time.time_ns()
     with own_rig(rig, folder, policy, executor, record=True) as (client, name):
-        up_s = time.monotonic() - began_s
+        up_s = (time.time_ns() - began_ns) * 1e-9
         console.print(f"rig {name} is up ({up_s:.1f} s)", highlight=False)
         client.reset_scene(seed, task)
-        reset_s = time.monotonic() - began_s
         outcome = run_rollout(client, console, instruction, time_limit_s, "", task, seed)
-        moved_s = reset_s + client.record.first_motion_s if client.record.executed else None
-        extra = {"rig": name, "policy": policy or "", "up_s": round(up_s, 2), "moved_after_s": moved_s and round(moved_s, 2)}
+        executed = client.record.executed
+        moved_s = round((executed[0].stamp_ns - began_ns) * 1e-9, 2) if executed else None
+        extra = {"rig": name, "policy": policy or "", "up_s": round(up_s, 2), "moved_after_s": moved_s}
         return client.record, replace(outcome, extra=extra)
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vla_ros.cli.rollout import check_executor, default_folder
+
+if TYPE_CHECKING:
+    from vla_ros.cli.episodes import EpisodePlan
+    from vla_ros.cli.evaluation import Evaluation
 
 
 def eval(
@@ -40,18 +44,24 @@ def eval(
 
     from vla_ros.cli.episodes import plan_episodes, split_executors
     from vla_ros.cli.evaluation import Evaluation
-    from vla_ros.cli.running_rig import own_rig
 
     folder = (out or default_folder("evals")).absolute()
     plan = plan_episodes(seed, episodes, instruction_set)
     names = split_executors(executors) if executors else [executor or ""]
     for name in names:
         check_executor(name)
-    settings = {
-        "rig": rig, "policy": policy or "", "executor": executor or "", "seed": seed, "instruction_set": instruction_set,
-        "move_target_m": move_target, "time_limit_s": time_limit,
-    }  # fmt: skip
+    settings = {"rig": rig, "policy": policy or "", "executor": executor or "", "seed": seed, "instruction_set": instruction_set}
+    settings |= {"move_target_m": move_target, "time_limit_s": time_limit}
     evaluation = Evaluation(Console(), settings, names, json or folder / "eval.json", folder)
-    with own_rig(rig, folder, policy, None, record=False) as (client, name):
-        evaluation.run(client, name, plan)
-    evaluation.finish()
+    _run(evaluation, plan, rig, folder, policy)
+
+
+def _run(evaluation: Evaluation, plan: list[EpisodePlan], rig: str, folder: Path, policy: str | None) -> None:
+    """Runs all episodes on one rig; whatever ends it, what is counted by then is told."""
+    from vla_ros.cli.running_rig import own_rig
+
+    try:
+        with own_rig(rig, folder, policy, None, record=False) as (client, name):
+            evaluation.run(client, name, plan)
+    finally:
+        evaluation.finish()

@@ -46,7 +46,7 @@ class Evaluation:
                     self._episodes.append(self._run_one(client, episode, executor))
                     write_json(self._path, self.results())
                     bar.update(job, advance=1, description=f"{self.results()['success_rate']:.0%} success")
-                    self._console.print(_line(self._episodes[-1]), highlight=False)
+                    self._console.print(_line(self._episodes[-1]), highlight=False, soft_wrap=True)
 
     def results(self) -> dict[str, object]:
         """Returns what the JSON holds."""
@@ -60,7 +60,9 @@ class Evaluation:
         return results
 
     def finish(self) -> None:
-        """Writes the plot and the table, and prints the result."""
+        """Writes the plot and the table, and prints the result; also of an evaluation that was broken off."""
+        if not self._episodes:
+            return
         from vla_ros.cli.evaluation_plot import write_plot
 
         results = self.results()
@@ -73,11 +75,11 @@ class Evaluation:
             files.append(table)
             self._console.print(table.read_text(encoding="utf-8"), highlight=False, soft_wrap=True)
         for phrasing, rates in results.get("phrasings", {}).items():
-            self._console.print(f"  {rates['success_rate']:4.0%} of {rates['episodes']:<3d} {phrasing}", highlight=False)
+            self._console.print(f"  {rates['success_rate']:4.0%} of {rates['episodes']:<3d} {phrasing}", highlight=False, soft_wrap=True)
         low, high = results["success_interval_95"]
         self._console.print(
             f"success {results['success_rate']:.1%} (95 %: {low:.1%} to {high:.1%}), wrong object {results['wrong_object_rate']:.1%}, "
-            f"{len(self._episodes)} episodes", highlight=False,
+            f"{len(self._episodes)} episodes", highlight=False, soft_wrap=True,
         )  # fmt: skip
         for path in files:
             self._console.print(f"  {path}", highlight=False, soft_wrap=True)
@@ -116,6 +118,7 @@ def _as_episode(outcome: Outcome, episode: EpisodePlan, detail: str, shift: Targ
 def _line(episode: Mapping[str, object]) -> str:
     word = "[green]success[/]" if episode["success"] else f"[red]{episode['outcome']}[/]"
     wrong = "  [red]wrong object[/]" if episode["wrong_object"] else ""
-    why = "" if episode["success"] else f"  ({episode['detail'] or episode['reason']})"
+    told = "reason" if episode["outcome"] == "aborted" else "detail"
+    why = "" if episode["success"] else f"  ({episode[told] or episode['reason']})"
     name = f"  {episode['executor']}" if episode["executor"] else ""
     return f"seed {episode['seed']}  {word}  {episode['duration_s']:5.1f} s{wrong}{name}  {episode['instruction']}{why}"

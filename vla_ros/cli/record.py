@@ -96,11 +96,6 @@ class RolloutRecord:
     def duration_s(self) -> float:
         return self.seconds(self.end_ns)
 
-    @property
-    def first_motion_s(self) -> float | None:
-        """When the first command was executed, s since the rollout began."""
-        return self.seconds(self.executed[0].stamp_ns) if self.executed else None
-
 
 def finite(value: object) -> object:
     """Returns JSON content with None for NaN and infinity, which JSON does not have (a percentile of nothing)."""

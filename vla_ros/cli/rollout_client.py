@@ -10,6 +10,7 @@ from types import TracebackType
 import rclpy
 from lifecycle_msgs.srv import GetState
 from rclpy.action import ActionClient
+from rclpy.action.client import ClientGoalHandle
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
@@ -24,7 +25,9 @@ from vla_ros.core.rig import Rig
 
 _TURN_S = 0.05  # how long one turn of the loop waits for messages
 _SERVICE_S = 20.0  # a reset moves the arm home
+_SETTLE_S = 0.5  # frames and states of the scene before a reset count as fresh for 0.3 s: no policy may see them
 _END_GRACE_S = 15.0  # beyond the time limit, before the policy node is taken for dead
+_SILENCE_S = 5.0  # feedback comes at 5 Hz
 
 
 class RolloutClient:
@@ -49,6 +52,7 @@ class RolloutClient:
         self._task = ActionClient(self._node, ExecuteTask, "/policy/execute_task")
         self.recorder = Recorder(self._node, rig, record_frames)
         self.feedback = ExecuteTask.Feedback()
+        self._heard_s = 0.0
 
     def __enter__(self) -> RolloutClient:
         return self
@@ -108,6 +112,7 @@ class RolloutClient:
         reply = self._call(ResetScene, "/simulation/reset", ResetScene.Request(seed=seed, task=task))
         if not reply.success:
             raise DeviceError(f"the simulation could not be reset (seed {seed}, task '{task}'): {reply.message}")
+        self._turn_for(_SETTLE_S)
         self.recorder.forget_outcome()
         return reply.task
 
@@ -142,17 +147,15 @@ class RolloutClient:
             DeviceError: the policy node is not there, refuses the goal or does not answer.
         """
         goal = ExecuteTask.Goal(instruction=instruction, time_limit_s=time_limit_s, executor=executor)
-        self._expect(self._task.server_is_ready, 10.0, "nobody offers /policy/execute_task; is the rig up (vla up RIG)?")
-        self.feedback = ExecuteTask.Feedback()
-        self.recorder.begin(self._now_ns())
-        sent = self._task.send_goal_async(goal, feedback_callback=self._on_feedback)
-        self._expect(sent.done, 10.0, "the policy node did not answer the goal; its log says why")
-        handle = sent.result()
-        if not handle.accepted:
-            raise DeviceError("the policy node refused the goal: another rollout runs, or it is not active; its log says which")
+        handle = self._send(goal)
         result = handle.get_result_async()
+
+        def turn() -> None:
+            self._check_feedback()
+            on_turn()
+
         try:
-            ended = self._turn_until(result.done, time_limit_s + _END_GRACE_S, on_turn)
+            ended = self._turn_until(result.done, time_limit_s + _END_GRACE_S, turn)
         except KeyboardInterrupt:
             handle.cancel_goal_async()
             ended = self._turn_until(result.done, _END_GRACE_S)
@@ -161,6 +164,18 @@ class RolloutClient:
             raise DeviceError(f"the policy node gave no result within {time_limit_s + _END_GRACE_S:.0f} s; its log says why")
         return self._outcome(result.result().result, goal, task, seed)
 
+    def _send(self, goal: ExecuteTask.Goal) -> ClientGoalHandle:
+        """Returns the handle of the accepted goal."""
+        self._expect(self._task.server_is_ready, 10.0, "nobody offers /policy/execute_task; is the rig up (vla up RIG)?")
+        self.feedback = ExecuteTask.Feedback()
+        self.recorder.begin(self._now_ns())
+        sent = self._task.send_goal_async(goal, feedback_callback=self._on_feedback)
+        self._expect(sent.done, 10.0, "the policy node did not answer the goal; its log says why")
+        if not sent.result().accepted:
+            raise DeviceError("the policy node refused the goal: another rollout runs, or it is not active; its log says which")
+        self._heard_s = time.monotonic()
+        return sent.result()
+
     def _outcome(self, result: ExecuteTask.Result, goal: ExecuteTask.Goal, task: str, seed: int | None) -> Outcome:
         statistics = json.loads(result.statistics or "{}")
         return Outcome(
@@ -168,7 +183,14 @@ class RolloutClient:
             statistics, self.recorder.wrong_object,
         )  # fmt: skip
 
+    def _check_feedback(self) -> None:
+        """DDS takes a killed node for alive for another 20 s, so its silence has to tell."""
+        silence_s = time.monotonic() - self._heard_s
+        if silence_s > _SILENCE_S:
+            raise DeviceError(f"the policy node has been silent for {silence_s:.1f} s: it died or hangs, its log says why; the robot holds")
+
     def _on_feedback(self, message: object) -> None:
+        self._heard_s = time.monotonic()
         if message.feedback.elapsed_s > 0.0 and self.feedback.elapsed_s == 0.0:
             self.recorder.started(self._now_ns() - round(message.feedback.elapsed_s * 1e9))
         self.feedback = message.feedback

@@ -106,8 +106,10 @@ class RunningRig:
         """Raises DeviceError with the end of the log when the rig has ended by itself."""
         status = self._process.poll()
         if status is not None:
-            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
-            raise DeviceError("\n  ".join([f"the rig ended by itself (status {status}); the end of {self.log}:", *lines]))
+            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+            # `vla up` ends its log with its own message, which names the node; without one, the log's end has to do.
+            own = next((k for k, line in enumerate(lines) if line.startswith("vla: ")), len(lines) - _LAST_LINES)
+            raise DeviceError("\n  ".join([f"the rig ended by itself (status {status}), see {self.log}:", *lines[max(own, 0) :]]))
 
     def stop(self) -> None:
         """Stops all nodes. Idempotent."""

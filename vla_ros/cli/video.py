@@ -161,7 +161,7 @@ class _Writer:
         self._av = av
         self._file = av.open(str(path), "w", options={"movflags": "faststart"})
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-        options = {"crf": "20", "preset": "medium"} if codec == "libx264" else {"qscale": "3"}
+        options = {"crf": "20", "preset": "fast"} if codec == "libx264" else {"qscale": "3"}
         self._stream = self._file.add_stream(codec, rate=Fraction(RATE_HZ), options=options)
         self._stream.width, self._stream.height = size
         self._stream.pix_fmt = "yuv420p"

@@ -11,9 +11,9 @@ from vla_ros.core.embodiment import Embodiment, find_config, load_embodiment
 from vla_ros.core.errors import ConfigError, did_you_mean
 from vla_ros.core.executors import make_executor, parse_executor
 
-# Beside a simulator that must keep real time, pictures give way and inference gives way further.
+# Beside a simulator that must keep real time, pictures give way. The policy node must not, for it times the commands: it lets only its
+# inference thread give way.
 CAMERA_NICE = 5
-POLICY_NICE = 10
 
 
 @dataclass(frozen=True)
@@ -183,5 +183,5 @@ def node_specs(rig: Rig, *, policy: str | None = None, executor: str | None = No
             raise ConfigError(f"{rig.path}: no policy section; add one, name a policy, or run without")
         overrides = {"checkpoint": policy, "executor": executor}
         parameters = common | {key: value for key, value in overrides.items() if value}
-        specs.append(NodeSpec("vla_ros", "policy_node", "policy", parameters=parameters, nice=POLICY_NICE if simulated else 0))
+        specs.append(NodeSpec("vla_ros", "policy_node", "policy", parameters=parameters))
     return specs

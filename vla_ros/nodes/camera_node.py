@@ -86,7 +86,7 @@ class CameraNode(VlaNode):
                 if self._stream.error != shown:
                     shown = self._stream.error
                     self.get_logger().error(f"{shown}; restarting it") if shown else self.get_logger().info("running again")
-        except Exception as error:  # carried to the executor's thread, which ends the process with a status
+        except Exception as error:
             self._crash = error
 
     def _publish(self, frame: Frame) -> None:

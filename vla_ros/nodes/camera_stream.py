@@ -21,18 +21,19 @@ class CameraStream:
     Args:
         camera: the driver, not yet started.
         frame_id: of all frames.
-        silence_s: without a frame for so long the camera is restarted, s.
+        silence_s: without a frame for so long the camera is restarted, s; the first one may take `first_frame_s`.
         frozen_after_s: identical pictures for so long are a frozen camera, s; None: not tested.
     """
 
-    def __init__(self, camera: Camera, frame_id: str, silence_s: float, frozen_after_s: float | None) -> None:
+    def __init__(self, camera: Camera, frame_id: str, silence_s: float, frozen_after_s: float | None, first_frame_s: float = 15.0) -> None:
         self._camera, self._frame_id = camera, frame_id
-        self._silence_ns = round(silence_s * 1e9)
+        self._silence_ns, self._first_ns = round(silence_s * 1e9), round(first_frame_s * 1e9)
         self._frozen_ns = None if frozen_after_s is None else round(frozen_after_s * 1e9)
         self._running = False
         self._retry_ns, self._due_ns = _FIRST_RETRY_NS, 0
         self._arrivals: deque[int] = deque()
         self._alive_ns = self._changed_ns = 0
+        self._patience_ns = self._first_ns
         self._checksum = -1
         self.error = "not started"
         self.frames = self.restarts = 0
@@ -43,6 +44,7 @@ class CameraStream:
         self._retry_ns = min(2 * self._retry_ns, _LAST_RETRY_NS)
         self._camera.start()
         self._running, self._alive_ns, self._changed_ns, self.error = True, now_ns, now_ns, ""
+        self._patience_ns = self._first_ns
 
     def step(self, now_ns: int) -> Frame | None:
         """Returns a new frame if there is one. Restarts a lost camera, with growing pauses; `error` says what is wrong."""
@@ -59,7 +61,7 @@ class CameraStream:
             self._lose(now_ns, str(error))
             return None
         if frame is None:
-            if now_ns - self._alive_ns > self._silence_ns:
+            if now_ns - self._alive_ns > self._patience_ns:
                 self._lose(now_ns, f"no frame for {(now_ns - self._alive_ns) * 1e-9:.1f} s")
             return None
         return self._take(now_ns, frame)
@@ -85,7 +87,7 @@ class CameraStream:
         return same_ns * 1e-9 if self._running and self._frozen_ns is not None and same_ns >= self._frozen_ns else 0.0
 
     def _take(self, now_ns: int, frame: Frame) -> Frame:
-        self._alive_ns, self._retry_ns = now_ns, _FIRST_RETRY_NS
+        self._alive_ns, self._retry_ns, self._patience_ns = now_ns, _FIRST_RETRY_NS, self._silence_ns
         self._arrivals.append(now_ns)
         if self._frozen_ns is not None:
             checksum = zlib.crc32(frame.image[::_STRIDE, ::_STRIDE].tobytes())

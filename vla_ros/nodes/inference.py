@@ -1,17 +1,32 @@
-"""Runs a policy in a thread of its own, one call at a time, so that the control timer never waits for it."""
+"""Loads a policy and runs it in a thread of its own, one call at a time, so that the control timer never waits for it."""
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from vla_ros.core.errors import PolicyError, VlaError
+from vla_ros.core.errors import ConfigError, PolicyError, VlaError
 from vla_ros.core.interfaces import Policy
+from vla_ros.core.rig import Rig
 from vla_ros.core.types import Inference, Observation
+from vla_ros.policies import load_policy
 
 Answer = tuple[Inference, float]
+
+
+def load_for_rig(checkpoint: str, rig: Rig) -> Policy:
+    """Loads a policy for the robot and cameras of `rig`. Raises ConfigError: another attempt would not mend a wrong checkpoint."""
+    try:
+        policy = load_policy(checkpoint, rig.embodiment)
+    except PolicyError as error:
+        raise ConfigError(str(error)) from error
+    missing = [name for name in policy.spec.cameras if name not in rig.cameras]
+    if missing:
+        raise ConfigError(f"{checkpoint} needs camera {', '.join(missing)}; rig {rig.name} has {', '.join(rig.cameras)}")
+    return policy
 
 
 class InferenceWorker:
@@ -19,11 +34,13 @@ class InferenceWorker:
 
     Args:
         policy: used by the worker's thread only.
-        report: is told the traceback's exception when the policy raises something that is not a VlaError.
+        report: is told what the policy raised when it is not a VlaError.
+        nice: how far the thread gives way to the control timer and to other processes, 0 .. 19.
     """
 
-    def __init__(self, policy: Policy, report: Callable[[BaseException], None] = lambda error: None) -> None:
+    def __init__(self, policy: Policy, report: Callable[[BaseException], None] = lambda error: None, nice: int = 0) -> None:
         self.spec = policy.spec
+        self._nice = nice
         self._policy, self._report = policy, report
         self._work: SimpleQueue[Callable[[], Inference] | None] = SimpleQueue()
         self._answers: SimpleQueue[Answer | VlaError] = SimpleQueue()
@@ -60,6 +77,13 @@ class InferenceWorker:
             raise answer
         return answer
 
+    def idle(self) -> bool:
+        """Drops an answer that nobody waits for any more; returns whether new work may be given."""
+        if not self._answers.empty():
+            self._answers.get()
+            self._busy = False
+        return not self._busy
+
     def close(self) -> None:
         """Ends the thread after the call in progress."""
         self._work.put(None)
@@ -71,6 +95,8 @@ class InferenceWorker:
         self._work.put(call)
 
     def _run(self) -> None:
+        if self._nice:  # on Linux priorities belong to threads
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._nice)
         while (call := self._work.get()) is not None:
             start_s = time.perf_counter()
             try:
@@ -80,6 +106,6 @@ class InferenceWorker:
                 self._answers.put((inference, time.perf_counter() - start_s))
             except VlaError as error:
                 self._answers.put(error)
-            except Exception as error:  # noqa: BLE001  foreign code: whatever it raises ends the rollout, not the node
+            except Exception as error:
                 self._report(error)
                 self._answers.put(PolicyError(f"{self.spec.name}: {type(error).__name__}: {error}"))

@@ -44,7 +44,8 @@ class VlaNode(LifecycleNode):
     def __init__(self, name: str, **kwargs) -> None:
         super().__init__(name, **kwargs)
         self.rig_name: str = self.parameter("rig", "", "Rig: a name in config/rigs or the path of a YAML file", read_only=True)
-        self.device_name: str = self.parameter("device", "", "Key of this device in the rig; the node's name if empty", read_only=True) or name
+        device: str = self.parameter("device", "", "Key of this device in the rig; the node's name if empty", read_only=True)
+        self.device_name = device or self.get_name()
         autostart = self.parameter("autostart", True, "Configure and activate without being told", read_only=True)
         self.steady_clock = Clock(clock_type=ClockType.STEADY_TIME)
         self._failure: VlaError | None = None
@@ -77,7 +78,7 @@ class VlaNode(LifecycleNode):
 
     @property
     def state_label(self) -> str:
-        """"unconfigured", "inactive", "active" or "finalized"."""
+        """ "unconfigured", "inactive", "active" or "finalized"."""
         return self._state_machine.current_state[1]
 
     @property

@@ -56,7 +56,7 @@ class MergedState:
         parts: list[np.ndarray] = []
         for name, robot in self._robots.items():
             state = self._states[name]
-            parts += [state.position, state.velocity, *self._kinematics[name].tcp(state.position)]
+            parts += [state.position, state.velocity, self._kinematics[name].tcp(state.position)]
             if robot.gripper:
                 parts.append(np.array([state.gripper_width_m]))
         return Proprioception(min(state.stamp_ns for state in self._states.values()), self._channels, np.concatenate(parts))

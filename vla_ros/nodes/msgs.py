@@ -153,7 +153,8 @@ def action_of(message: vla.RobotCommand) -> Action:
     """Raises DataError for an unknown mode, for MODE_HOLD (it has no targets), for channels of another mode, wrong lengths and NaN."""
     mode = next((name for name, number in MODES.items() if number == message.mode), None)
     if mode is None:
-        raise DataError(f"command {message.sequence}: mode {message.mode}; valid: {', '.join(f'{n} ({m})' for m, n in MODES.items())}", "mode")
+        valid = ", ".join(f"{number} ({name})" for name, number in MODES.items())
+        raise DataError(f"command {message.sequence}: mode {message.mode}; valid: {valid}", "mode")
     if mode == "hold":
         raise DataError(f"command {message.sequence}: a hold has no targets to convert")
     action = Action(tuple(message.channels), np.array(message.data), stamp_ns(message.header.stamp), message.source, message.sequence)
@@ -216,13 +217,6 @@ def report_of(message: vla.RobotStatus) -> RobotReport:
         raise DataError(f"robot status: {len(message.rejected_names)} names of rejections, {len(message.rejected_counts)} counts")
     rejected = dict(zip(message.rejected_names, message.rejected_counts, strict=True))
     return RobotReport(stamp_ns(message.stamp), ROBOT_STATES[message.state], message.source, message.reason, message.detail, rejected)
-
-
-def outcome_of(message: vla.TaskOutcome) -> str:
-    """Returns "running", "success" or "failure"; raises DataError for anything else."""
-    if message.outcome not in OUTCOMES:
-        raise DataError(f"task outcome {message.outcome}; valid: {', '.join(f'{n} ({name})' for n, name in OUTCOMES.items())}")
-    return OUTCOMES[message.outcome]
 
 
 def _doubles(values: np.ndarray | Sequence[float]) -> array:

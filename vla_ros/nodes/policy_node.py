@@ -10,21 +10,19 @@ from rclpy.action.server import ServerGoalHandle
 from rclpy.timer import Timer
 
 from vla_msgs.action import ExecuteTask
-from vla_msgs.msg import ActionChunk, RolloutStatus, SkillPlan, TaskOutcome
-from vla_ros.core.errors import ConfigError, PolicyError
+from vla_msgs.msg import TaskOutcome
+from vla_ros.core.errors import DataError, DeviceError, VlaError
 from vla_ros.core.executors import make_executor, parse_executor
-from vla_ros.core.interfaces import Policy
 from vla_ros.core.observation import ObservationBuffer
-from vla_ros.core.rig import PolicyRig, Rig, load_rig
+from vla_ros.core.rig import PolicyRig, load_rig
 from vla_ros.nodes import msgs, qos
-from vla_ros.nodes.inference import InferenceWorker
-from vla_ros.nodes.lifecycle import ERROR, OK, WARN, Health, VlaNode, run
+from vla_ros.nodes.inference import InferenceWorker, load_for_rig
+from vla_ros.nodes.lifecycle import Health, VlaNode, run
 from vla_ros.nodes.observation_input import ObservationInput
 from vla_ros.nodes.pace import Pace
 from vla_ros.nodes.robot_links import RobotLinks
 from vla_ros.nodes.rollout import ABORTED, CANCELED, SOURCE, Goal, Limits, Rollout, Stage
-from vla_ros.nodes.rollout_report import feedback_msg, result_msg, status_msg
-from vla_ros.policies import load_policy
+from vla_ros.nodes.rollout_report import RolloutTopics, feedback_msg, health, result_msg
 
 _REPORT_S = 0.2
 # How long the inference thread may keep the control timer waiting for the interpreter (Python's default is 5 ms).
@@ -44,6 +42,7 @@ class PolicyNode(VlaNode):
             silence_s=self.parameter("robot_silence_s", 1.0, "s, longest silence of a robot node", low=0.1, high=60),
         )
         self._max_age_s = self.parameter("observation_max_age_s", 0.3, "s, older frames and states are stale", low=0.02, high=10)
+        self._nice = self.parameter("inference_nice", 5, "How far the inference thread gives way, as of nice(1)", low=0, high=19)
         self._rollout: Rollout | None = None
         self._handle: ServerGoalHandle | None = None
         self._control: Timer | None = None
@@ -58,29 +57,26 @@ class PolicyNode(VlaNode):
         self._checkpoint = self._checkpoint or section.checkpoint
         self._executor = parse_executor(self._executor_text) if self._executor_text else dict(section.executor)
         make_executor(**self._executor)
-        self._rig_name, self._embodiment = rig.name, rig.embodiment
-        self._period_ns, self._inference_s = round(1e9 / rig.embodiment.control.rate_hz), 1 / section.inference_hz
-        policy = _load(self._checkpoint, rig)
-        self._worker = InferenceWorker(policy, lambda error: self.get_logger().error(f"the policy raised {error!r}"))
+        self._embodiment, self._inference_s = rig.embodiment, 1 / section.inference_hz
+        self._period_ns = round(1e9 / rig.embodiment.control.rate_hz)
+        policy = load_for_rig(self._checkpoint, rig)
+        self._worker = InferenceWorker(policy, lambda error: self.get_logger().error(f"the policy raised {error!r}"), self._nice)
         self._input = ObservationInput(self, ObservationBuffer(policy.spec.cameras, self._max_age_s, rig.frozen_after_s()))
         self._reports: dict[str, msgs.RobotReport] = {}
         self._robots = RobotLinks(self, self._embodiment, SOURCE, self._on_robot)
-        self._close = [self._worker.close, self._input.close, self._robots.close]
+        self._topics = RolloutTopics(self)
+        self._close = [self._worker.close, self._input.close, self._robots.close, self._topics.close]
         self._make_interfaces()
         self.get_logger().info(f"policy {policy.spec.name} ({self._checkpoint}), executor {self._executor}")
 
     def _make_interfaces(self) -> None:
         outcome = self.create_subscription(TaskOutcome, "/task_outcome", self._on_outcome, qos.STATE)
-        self._chunks = self.create_publisher(ActionChunk, "~/chunk", qos.CHUNK)
-        self._plans = self.create_publisher(SkillPlan, "~/plan", qos.CHUNK)
-        self._status = self.create_publisher(RolloutStatus, "~/status", qos.CHUNK)
         report = self.create_timer(_REPORT_S, self._report, clock=self.steady_clock)
         server = ActionServer(
             self, ExecuteTask, "~/execute_task", self._on_result, goal_callback=self._on_goal, handle_accepted_callback=self._on_accepted,
             cancel_callback=lambda handle: CancelResponse.ACCEPT,
         )  # fmt: skip
         self._close += [lambda: self.destroy_subscription(outcome), lambda: self.destroy_timer(report), server.destroy]
-        self._close += [lambda made=made: self.destroy_publisher(made) for made in (self._chunks, self._plans, self._status)]
 
     def engage(self) -> None:
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
@@ -99,44 +95,34 @@ class PolicyNode(VlaNode):
         self._close = []
 
     def diagnose(self) -> Health:
-        rollout = self._rollout
-        values = {"checkpoint": self._checkpoint, "executor": self._executor, **{f"invalid {name}": n for name, n in self._input.invalid.items()}}
-        if rollout is None:
-            return Health(OK, "ready", values)
-        values |= {"chunks": rollout.statistics.chunks, "hold_reason": rollout.hold_reason, "instruction": rollout.goal.instruction}
-        if rollout.stage is Stage.ENDED:
-            return Health(ERROR if rollout.outcome == ABORTED else OK, f"{rollout.outcome}: {rollout.reason}", values)
-        if rollout.stage is Stage.RUNNING and rollout.hold_reason:
-            return Health(WARN, "holding", values)
-        return Health(OK, rollout.stage.value, values)
+        return health(self._rollout, {"checkpoint": self._checkpoint, "executor": self._executor, "invalid": dict(self._input.invalid)})
 
     # A goal, from its request to its result.
 
     def _on_goal(self, goal: ExecuteTask.Goal) -> GoalResponse:
-        refusal = self._refusal(goal)
-        if refusal:
-            self.get_logger().warning(f"goal '{goal.instruction}' refused: {refusal}")
+        """A client learns only that its goal was refused, so the log says why."""
+        try:
+            self._check_goal(goal)
+        except VlaError as error:
+            self.get_logger().warning(f"goal '{goal.instruction}' refused: {error}")
             return GoalResponse.REJECT
         return GoalResponse.ACCEPT
 
-    def _refusal(self, goal: ExecuteTask.Goal) -> str:
+    def _check_goal(self, goal: ExecuteTask.Goal) -> None:
         if not self.is_active:
-            return f"the node is {self.state_label}, not active"
+            raise DeviceError(f"the node is {self.state_label}, not active")
         if self._handle is not None:
-            return f"'{self._rollout.goal.instruction}' is still running; cancel it first"
+            raise DeviceError(f"'{self._rollout.goal.instruction}' is still running; cancel it first")
         if not goal.instruction.strip() or not goal.time_limit_s > 0:
-            return f"it needs an instruction and a time limit > 0 s (given: {goal.time_limit_s})"
-        try:
-            make_executor(**self._chosen(goal.executor))
-        except ConfigError as error:
-            return str(error)
-        return ""
+            raise DataError(f"it needs an instruction and a time limit > 0 s (given: {goal.time_limit_s})")
+        self._chosen(goal.executor)
 
     def _chosen(self, executor: str) -> dict[str, object]:
-        return parse_executor(executor) if executor and executor != self._executor["name"] else self._executor
+        """The goal's executor; empty, or the name alone of the rig's: the rig's, with its options."""
+        return self._executor if executor in ("", self._executor["name"]) else parse_executor(executor)
 
     def _on_accepted(self, handle: ServerGoalHandle) -> None:
-        """The goal is executed (in rclpy's sense) only to deliver its result: a coroutine that waits makes rclpy's executor spin at 100 %."""
+        """In rclpy's sense the goal is executed at its end only: a coroutine that waits would make rclpy's executor spin at 100 %."""
         goal, now_ns = handle.request, self.now_ns()
         self._chosen_executor = self._chosen(goal.executor)
         self._rollout = Rollout(
@@ -146,7 +132,7 @@ class PolicyNode(VlaNode):
         for name, report in self._reports.items():
             self._rollout.robots.heard(report.stamp_ns, name, report)
         self._input.counts = self._rollout.statistics.frames
-        self._handle, self._released, self._published = handle, False, None
+        self._handle, self._released = handle, False
         self._control = self.create_timer(self._period_ns * 1e-9, self._tick, clock=self.steady_clock)
         self._pace = Pace(self.steady_ns(), self._period_ns)
         self.get_logger().info(f"'{goal.instruction}', {goal.time_limit_s:g} s, executor {self._chosen_executor}")
@@ -163,20 +149,13 @@ class PolicyNode(VlaNode):
             self._robots.send(action)
         elif rollout.stage is Stage.RUNNING:
             self._robots.hold(now_ns, rollout.hold_reason)
-        self._publish_inference(rollout)
+        self._topics.inference(rollout.inference)
         if rollout.stage is Stage.CLAIMING and (answer := self._robots.answer()) is not None:
             rollout.claimed(now_ns, answer)
         if self._handle.is_cancel_requested:
             rollout.end(now_ns, CANCELED, "canceled by the client")
         if rollout.stage is Stage.ENDED:
             self._release()
-
-    def _publish_inference(self, rollout: Rollout) -> None:
-        if rollout.inference is not self._published:
-            self._published = rollout.inference
-            self._chunks.publish(msgs.chunk_msg(rollout.inference.chunk))
-            if rollout.inference.plan is not None:
-                self._plans.publish(msgs.plan_msg(rollout.inference.plan))
 
     def _release(self) -> None:
         """However it ended: the robots hold, then nobody drives them."""
@@ -191,8 +170,7 @@ class PolicyNode(VlaNode):
         handle.execute()
 
     def _on_result(self, handle: ServerGoalHandle) -> ExecuteTask.Result:
-        end = {ABORTED: handle.abort, CANCELED: handle.canceled}.get(self._rollout.outcome, handle.succeed)
-        end()
+        {ABORTED: handle.abort, CANCELED: handle.canceled}.get(self._rollout.outcome, handle.succeed)()
         return result_msg(self._rollout)
 
     # What arrives and what is told.
@@ -203,27 +181,16 @@ class PolicyNode(VlaNode):
             self._rollout.robots.heard(self.now_ns(), name, report)
 
     def _on_outcome(self, message: TaskOutcome) -> None:
+        outcome = msgs.OUTCOMES.get(message.outcome, "")
         if self._handle is not None:
-            self._rollout.on_outcome(self.now_ns(), msgs.stamp_ns(message.stamp), msgs.outcome_of(message), message.detail)
+            self._rollout.on_outcome(self.now_ns(), msgs.stamp_ns(message.stamp), outcome, message.detail)
 
     def _report(self) -> None:
         now_ns, rollout = self.now_ns(), self._rollout
         executor = self._chosen_executor if rollout is not None else self._executor
-        self._status.publish(status_msg(rollout, now_ns, self._worker.spec.name, executor["name"]))
+        self._topics.status(rollout, now_ns, self._worker.spec.name, executor["name"])
         if self._handle is not None and not self._released:
             self._handle.publish_feedback(feedback_msg(rollout, now_ns))
-
-
-def _load(checkpoint: str, rig: Rig) -> Policy:
-    """Another attempt would not mend a wrong checkpoint, so what is wrong with it is a ConfigError."""
-    try:
-        policy = load_policy(checkpoint, rig.embodiment)
-    except PolicyError as error:
-        raise ConfigError(str(error)) from error
-    missing = [name for name in policy.spec.cameras if name not in rig.cameras]
-    if missing:
-        raise ConfigError(f"{checkpoint} needs camera {', '.join(missing)}; rig {rig.name} has {', '.join(rig.cameras)}")
-    return policy
 
 
 def main() -> int:

@@ -35,7 +35,8 @@ class RobotLinks:
         robots = embodiment.robots
         self._commands = {name: node.create_publisher(RobotCommand, f"/{name}/command", qos.COMMAND) for name in robots}
         self._clients = {name: node.create_client(SetSource, f"/{name}/set_source") for name in robots}
-        self._statuses = [node.create_subscription(RobotStatus, f"/{name}/status", partial(self._on_status, name), qos.STATUS) for name in robots]
+        listen = partial(node.create_subscription, RobotStatus)
+        self._statuses = [listen(f"/{name}/status", partial(self._on_status, name), qos.STATUS) for name in robots]
 
     def send(self, action: Action) -> None:
         """Sends each robot its part of `action`."""

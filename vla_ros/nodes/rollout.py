@@ -17,6 +17,7 @@ from vla_ros.nodes.rollout_statistics import TaskStatistics
 SOURCE = "policy"
 SUCCESS, FAILURE, TIME_LIMIT, CANCELED, ABORTED = "success", "failure", "time_limit", "canceled", "aborted"
 NO_ACTION = "no_live_action"
+FIRST_CHUNK = "waiting for the first chunk"
 
 
 class Stage(Enum):
@@ -53,6 +54,7 @@ class Worker(Protocol):
     def warm_up(self, observation: Observation) -> None: ...
     def infer(self, observation: Observation) -> None: ...
     def take(self) -> tuple[Inference, float] | None: ...
+    def idle(self) -> bool: ...
 
 
 class Rollout:
@@ -82,7 +84,7 @@ class Rollout:
         self._worker, self._executor, self._observe, self._embodiment, self._claim = worker, executor, observe, embodiment, claim
         self._period_ns = round(inference_period_s * 1e9)
         self._start_ns = self._end_ns = self._stage_ns = self._hold_ns = self._due_ns = now_ns
-        self._seen_ns = -1
+        self._seen_ns = self._asked_ns = self._forgotten_ns = -1
         executor.reset()
 
     def tick(self, now_ns: int, late_s: float = 0.0) -> Action | None:
@@ -113,7 +115,7 @@ class Rollout:
             return
         self.robots.start(now_ns)
         self._start_ns = self._hold_ns = self._due_ns = now_ns
-        self._enter(Stage.RUNNING, now_ns, "waiting for the first chunk")
+        self._enter(Stage.RUNNING, now_ns, FIRST_CHUNK)
 
     def on_outcome(self, now_ns: int, stamp_ns: int, outcome: str, detail: str) -> None:
         """A judge said "running", "success" or "failure" about the instant `stamp_ns`."""
@@ -149,7 +151,7 @@ class Rollout:
     def _prepare(self, now_ns: int, observation: Observation | None, problem: str) -> None:
         """Observations and robots first, then one inference for nothing, then the robots are handed over."""
         if self.stage is Stage.WAITING:
-            busy = "an inference of an earlier rollout still runs" if self._worker.busy and self._take(now_ns) is None else ""
+            busy = "" if self._worker.idle() else "an inference of an earlier rollout still runs"
             self.hold_reason = problem or self.robots.not_ready(now_ns) or busy
             if not self.hold_reason:
                 self._worker.warm_up(observation)
@@ -163,7 +165,7 @@ class Rollout:
     def _accept(self, now_ns: int) -> None:
         """Hands a finished inference to the executor."""
         answer = self._take(now_ns)
-        if answer is None:
+        if answer is None or self._asked_ns < self._forgotten_ns:
             return
         inference, wall_s = answer
         try:
@@ -205,7 +207,7 @@ class Rollout:
         if now_ns < self._due_ns or self._worker.busy or observation.stamp_ns <= self._seen_ns:
             return
         self._worker.infer(observation)
-        self._seen_ns = observation.stamp_ns
+        self._seen_ns, self._asked_ns = observation.stamp_ns, now_ns
         self._due_ns = max(self._due_ns, now_ns - self._period_ns) + self._period_ns
 
     def _act(self, now_ns: int, problem: str, late_s: float) -> Action | None:
@@ -216,16 +218,20 @@ class Rollout:
             self.hold_reason = ""
             self.statistics.hold(now_ns, "")
             return replace(action, stamp_ns=now_ns, source=SOURCE)
-        if not self.hold_reason:
-            self._hold_ns = now_ns
-            # What was predicted for the motion that has just been interrupted must not be resumed in the middle.
-            self._executor.reset()
-        started = self.statistics.chunks > 0
-        self.hold_reason = problem or (NO_ACTION if started else "waiting for the first chunk")
-        if started or problem:
-            self.statistics.hold(now_ns, self.hold_reason)
-        limit_s = self.limits.hold_s if started or problem else self.limits.start_s
+        reason = problem or (NO_ACTION if self.statistics.chunks else FIRST_CHUNK)
+        if self.hold_reason in ("", FIRST_CHUNK) and reason != self.hold_reason:
+            # It keeps this reason while it lasts, though details (an age) change: the robot need not hear of each.
+            self._hold_ns, self.hold_reason = now_ns, reason
+            self.statistics.hold(now_ns, reason)
+            if problem:
+                self._forget(now_ns)
+        limit_s = self.limits.start_s if self.hold_reason == FIRST_CHUNK else self.limits.hold_s
         if now_ns - self._hold_ns > limit_s * 1e9:
-            why = problem or f"{self.hold_reason} for {limit_s:g} s: inference takes too long for the horizon of the chunks, or has stopped"
+            why = problem or f"{reason} for {limit_s:g} s: inference takes too long for the horizon of the chunks, or has stopped"
             self.end(now_ns, ABORTED, why)
         return None
+
+    def _forget(self, now_ns: int) -> None:
+        """What was predicted for a motion that is now interrupted, or will yet arrive of it, must not be resumed in its middle."""
+        self._executor.reset()
+        self._forgotten_ns = now_ns

@@ -1,13 +1,45 @@
-"""What a rollout tells: feedback, status and result messages."""
+"""What a rollout tells: its topics, feedback, result and diagnostics."""
 
 from __future__ import annotations
 
 import json
 
 from vla_msgs.action import ExecuteTask
-from vla_msgs.msg import RolloutStatus
-from vla_ros.nodes import msgs
-from vla_ros.nodes.rollout import Rollout, Stage
+from vla_msgs.msg import ActionChunk, RolloutStatus, SkillPlan
+from vla_ros.core.types import Inference
+from vla_ros.nodes import msgs, qos
+from vla_ros.nodes.lifecycle import ERROR, OK, WARN, Health, VlaNode
+from vla_ros.nodes.rollout import ABORTED, Rollout, Stage
+
+
+class RolloutTopics:
+    """`~/chunk`, `~/plan` and `~/status` of a policy node."""
+
+    def __init__(self, node: VlaNode) -> None:
+        self._node = node
+        self._chunks = node.create_publisher(ActionChunk, "~/chunk", qos.CHUNK)
+        self._plans = node.create_publisher(SkillPlan, "~/plan", qos.CHUNK)
+        self._status = node.create_publisher(RolloutStatus, "~/status", qos.CHUNK)
+        self._published: Inference | None = None
+
+    def inference(self, inference: Inference | None) -> None:
+        """Publishes an inference, each once."""
+        if inference is self._published:
+            return
+        self._published = inference
+        if inference is not None:
+            self._chunks.publish(msgs.chunk_msg(inference.chunk))
+            if inference.plan is not None:
+                self._plans.publish(msgs.plan_msg(inference.plan))
+
+    def status(self, rollout: Rollout | None, now_ns: int, policy: str, executor: str) -> None:
+        """Publishes how the rollout is doing."""
+        self._status.publish(status_msg(rollout, now_ns, policy, executor))
+
+    def close(self) -> None:
+        """Gives the publishers back to the node."""
+        for publisher in (self._chunks, self._plans, self._status):
+            self._node.destroy_publisher(publisher)
 
 
 def feedback_msg(rollout: Rollout, now_ns: int) -> ExecuteTask.Feedback:
@@ -45,6 +77,18 @@ def result_msg(rollout: Rollout) -> ExecuteTask.Result:
     """How an ended rollout went; figures without a sample are null in the JSON."""
     statistics = json.dumps(rollout.result(), allow_nan=False)
     return ExecuteTask.Result(outcome=rollout.outcome, reason=rollout.reason, duration_s=rollout.duration_s, statistics=statistics)
+
+
+def health(rollout: Rollout | None, values: dict[str, object]) -> Health:
+    """The line of /diagnostics; `values` go along."""
+    if rollout is None:
+        return Health(OK, "ready", values)
+    values = values | {"chunks": rollout.statistics.chunks, "hold_reason": rollout.hold_reason, "instruction": rollout.goal.instruction}
+    if rollout.stage is Stage.ENDED:
+        return Health(ERROR if rollout.outcome == ABORTED else OK, f"{rollout.outcome}: {rollout.reason}", values)
+    if rollout.stage is Stage.RUNNING and rollout.hold_reason:
+        return Health(WARN, "holding", values)
+    return Health(OK, rollout.stage.value, values)
 
 
 def _state(rollout: Rollout) -> int:

@@ -19,10 +19,14 @@ class Encoding(NamedTuple):
 
 
 class TextEncoder(nn.Module):
-    """Word tokens [B, L] -> one transformer layer -> mean over the words [B, width]."""
+    """Word tokens [B, L] -> one transformer layer -> pooled over the words by attention [B, width].
 
-    def __init__(self, vocabulary: int, width: int, length: int) -> None:
+    A plain mean would drown the one word that names the colour among a dozen that only make the sentence.
+    """
+
+    def __init__(self, vocabulary: int, width: int, length: int, heads: int = 4) -> None:
         super().__init__()
+        self.query = nn.Parameter(torch.zeros(heads, width))
         self.embed = nn.Embedding(vocabulary, width)
         self.position = nn.Parameter(0.02 * torch.randn(length, width))
         self.layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
@@ -31,8 +35,9 @@ class TextEncoder(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         padding = tokens == PAD_ID
         words = self.layer(self.embed(tokens) + self.position[: tokens.shape[1]], src_key_padding_mask=padding)
-        keep = (~padding).unsqueeze(-1).to(words.dtype)
-        return self.norm((words * keep).sum(1) / keep.sum(1).clamp(min=1))
+        scores = (words @ self.query.T).masked_fill(padding.unsqueeze(-1), float("-inf"))
+        slices = words.unflatten(-1, (self.query.shape[0], -1))
+        return self.norm((scores.softmax(1).unsqueeze(-1) * slices).sum(1).flatten(1))
 
 
 class Film(nn.Module):
@@ -41,6 +46,8 @@ class Film(nn.Module):
     def __init__(self, text_width: int, channels: int) -> None:
         super().__init__()
         self.project = nn.Linear(text_width, 2 * channels)
+        nn.init.normal_(self.project.weight, std=0.2 / text_width**0.5)
+        nn.init.zeros_(self.project.bias)
 
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
         gamma, beta = self.project(text).chunk(2, dim=-1)
@@ -70,6 +77,10 @@ class CameraEncoder(nn.Module):
         self.films = nn.ModuleList([Film(text_width, channels) for channels in (32, 64, 64)])
         self.keypoints = nn.Conv2d(64, keypoints, 1)
         self.width = 2 * keypoints + 64
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):  # no normalisation follows: keep the signal's size from layer to layer
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
 
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
         x = functional.relu(self.stem(image))
@@ -136,6 +147,11 @@ class ConvolutionalBackbone(nn.Module):
         """
         text = self.text(tokens)
         visual = torch.cat([encoder(images[:, i], text) for i, encoder in enumerate(self.cameras)], dim=-1)
+        # A keypoint must stay exact to a tenth of a pixel, which bfloat16 cannot hold.
+        with torch.autocast(images.device.type, enabled=False):
+            return self._read(visual, state, text.float())
+
+    def _read(self, visual: Tensor, state: Tensor, text: Tensor) -> Encoding:
         x = self.lrn + self.read_visual(visual) + self.read_state(state) + self.read_text(text)
         for block in self.blocks:
             x = block(x, text)

@@ -15,7 +15,7 @@ import numpy as np
 
 from vla_ros.core.channels import TCP_POSE, mode_of
 from vla_ros.core.embodiment import RobotDescription
-from vla_ros.core.errors import DataError, DeviceError, StaleData, VlaError
+from vla_ros.core.errors import ConfigError, DataError, DeviceError, StaleData, VlaError
 from vla_ros.core.types import Action, RobotState
 from vla_ros.robots.franka_gripper import FrankaGripper
 from vla_ros.robots.franka_link import FrankaLink, Sample
@@ -24,6 +24,8 @@ from vla_ros.robots.kinematics import Kinematics, displaced, pose_error, pose_ma
 _log = logging.getLogger(__name__)
 # Targets further apart in time than this are not one motion: no feed-forward between them.
 _FEED_FORWARD_GAP_S = 0.25
+# franky raises RuntimeError above 2.175 (joints 1-4) and 2.61 (joints 5-7)
+_SPEED_RAD_S = (2.1, 2.1, 2.1, 2.1, 2.6, 2.6, 2.6)
 
 
 class Franka:
@@ -47,7 +49,7 @@ class Franka:
         *,
         gain_hz: float = 6.0,
         hold_after_s: float = 0.25,
-        stale_after_s: float = 0.12,
+        stale_after_s: float = 0.15,
         connect_timeout_s: float = 3.0,
         torque_threshold_nm: float = 20.0,
         force_threshold_n: float = 30.0,
@@ -63,6 +65,11 @@ class Franka:
             "force_threshold_n": force_threshold_n,
         }
         self._home_gripper = home_gripper
+        for joint, speed, most in zip(robot.joints, robot.velocity_max_rad_s, _SPEED_RAD_S, strict=False):
+            if speed > most:
+                raise ConfigError(
+                    f"velocity_max_rad_s of {joint} = {speed}, libfranka takes {most} rad/s at most; lower it in the embodiment"
+                )
         self._kinematics = Kinematics(robot)
         self._targets = {
             "joint_position": tuple(f"{joint}.position" for joint in robot.joints),
@@ -118,11 +125,13 @@ class Franka:
         return replace(action, data=executed)
 
     def stop(self) -> None:
-        """Brakes and holds the position it then has; the hand keeps what it holds. Without a live link the control box does it by itself."""
+        """Brakes and holds the position it then has; the hand keeps what it holds. On a dead link the control box does it by itself."""
         with self._lock:
             self._last = None
             if self._link is None:
                 return
+            if self._gripper is not None:
+                self._gripper.resync()
             try:
                 self._link.sample()
                 self._link.halt()

@@ -13,6 +13,7 @@ _SPEED_M_S = 0.1
 # A width below the first closes, above the second opens; between them the hand stays as it is.
 _CLOSE_BELOW_M, _OPEN_ABOVE_M = 0.03, 0.05
 _CLOSE_ABOVE, _OPEN_BELOW = 0.6, 0.4  # the same for gripper.closed
+_OPEN_MARGIN_M = 0.005
 _log = logging.getLogger(__name__)
 
 
@@ -32,6 +33,7 @@ class FrankaGripper:
         self._gripper = gripper
         self._width_m = float(call(f"franka hand at {address}: state", lambda: self._hand.width, timeout_s, hint))
         self._wanted: bool | None = None
+        self._done: bool | None = None
         self._closing = threading.Event()
         self._wake = threading.Event()
         self.fault = ""
@@ -53,6 +55,11 @@ class FrankaGripper:
         if closed > _CLOSE_ABOVE or closed < _OPEN_BELOW:
             self._want(closed > _CLOSE_ABOVE)
 
+    def resync(self) -> None:
+        """Forgets a grasp that is none: somebody else (a person, a simulator's reset) has opened the hand since."""
+        if self._done and self._wanted and self._width_m > self._gripper.width_max_m - _OPEN_MARGIN_M:
+            self._done = self._wanted = None
+
     def close(self) -> None:
         """Ends the thread; the hand keeps what it holds. Idempotent."""
         self._closing.set()
@@ -66,7 +73,6 @@ class FrankaGripper:
 
     def _work(self) -> None:
         """Carries out the newest wish, one command at a time: stopping a pending one makes later calls take seconds."""
-        done: bool | None = None
         pending: franky.BoolFuture | None = None
         try:
             while not self._closing.is_set():
@@ -76,11 +82,12 @@ class FrankaGripper:
                         self._closing.wait(_PERIOD_S)
                         continue
                     if not pending.get():
-                        _log.warning("franka hand at %s: %s did not succeed, width %.3f m", self._address, "grasp" if done else "open", self._width_m)
+                        what = "grasp" if self._done else "open"
+                        _log.warning("franka hand at %s: %s did not succeed, width %.3f m", self._address, what, self._width_m)
                     pending = None
                 wanted = self._wanted
-                if wanted is not None and wanted != done:
-                    done, pending = wanted, self._begin(wanted)
+                if wanted is not None and wanted != self._done:
+                    self._done, pending = wanted, self._begin(wanted)
                     continue
                 self._wake.wait(_PERIOD_S)
                 self._wake.clear()

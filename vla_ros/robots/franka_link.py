@@ -44,6 +44,7 @@ _FAULT_MODES = {
     franky.RobotMode.Guiding: "guiding",
 }
 _READ_PERIOD_S = 0.005
+_GRACE_S = 0.01
 _log = logging.getLogger(__name__)
 
 
@@ -116,7 +117,9 @@ class FrankaLink:
         DeviceError: no control box at `address`, FCI not active, or another client holds it.
     """
 
-    def __init__(self, address: str, *, timeout_s: float, stale_after_s: float, torque_threshold_nm: float, force_threshold_n: float) -> None:
+    def __init__(
+        self, address: str, *, timeout_s: float, stale_after_s: float, torque_threshold_nm: float, force_threshold_n: float
+    ) -> None:
         config = franky.RealtimeConfig.Enforce
         if not realtime_kernel():
             _log.info("%s: no PREEMPT_RT kernel, libfranka runs without real-time priority", address)
@@ -135,12 +138,12 @@ class FrankaLink:
         self._clock = ClockMap()
         self._fault = ""
         self._closing = threading.Event()
-        self._first = threading.Event()
+        self._fresh = threading.Event()
         self._sample: Sample | None = None
         self._advanced_s = time.monotonic()
         self._reader = threading.Thread(target=self._read, name=f"franka {address}", daemon=True)
         self._reader.start()
-        if not self._first.wait(timeout_s):
+        if not self._fresh.wait(timeout_s):
             self._closing.set()
             raise DeviceError(f"franka at {address}: connected, but no state within {timeout_s:g} s; {hint}", "device")
 
@@ -148,7 +151,12 @@ class FrankaLink:
         """Returns the newest measurement, at most `stale_after_s` old. Raises StaleData."""
         age_s = time.monotonic() - self._advanced_s
         if age_s > self._stale_after_s:
-            raise StaleData(f"franka at {self.address}: no new state for {age_s:.3f} s, limit {self._stale_after_s:g} s; is the link up?", "link_lost")
+            # a process that was kept from running is not a dead link: let the reader go first
+            self._fresh.clear()
+            if self._fresh.wait(_GRACE_S):
+                return self._sample
+            message = f"franka at {self.address}: no new state for {age_s:.3f} s, limit {self._stale_after_s:g} s; is the link up?"
+            raise StaleData(message, "link_lost")
         return self._sample
 
     def move(self, velocity_rad_s: Sequence[float], duration_s: float) -> None:
@@ -170,9 +178,14 @@ class FrankaLink:
     def clear_faults(self, timeout_s: float) -> None:
         """Lets libfranka recover from a reflex. Raises DeviceError when it cannot."""
         hint = "free the arm, release the user stop, then recover again"
-        if not call(f"franka at {self.address}: recovery", self._robot.recover_from_errors, timeout_s, hint):
-            raise DeviceError(f"franka at {self.address}: recovery failed; {hint}", "fault")
+        recovered = call(f"franka at {self.address}: recovery", self._robot.recover_from_errors, timeout_s, hint)
         self._fault = ""
+        # the newest sample is from before the recovery and still carries the fault
+        deadline_s = time.monotonic() + timeout_s
+        while recovered and (fault := self.sample().fault) and time.monotonic() < deadline_s:
+            time.sleep(_READ_PERIOD_S)
+        if not recovered or fault:
+            raise DeviceError(f"franka at {self.address}: recovery failed; {hint}", "fault")
 
     def close(self) -> None:
         """Ends the reader and lets the connection go. Idempotent."""
@@ -205,7 +218,7 @@ class FrankaLink:
             fault = self._fault or _FAULT_MODES.get(state.robot_mode, "")
             self._sample = Sample(stamp_ns, np.array(state.q), np.array(state.dq), np.array(state.tau_J), fault)
             self._advanced_s = time.monotonic()
-            self._first.set()
+            self._fresh.set()
 
     def _poll(self) -> None:
         """Keeps what ended a motion: asynchronous motions tell it here only."""

@@ -74,7 +74,8 @@ class Kinematics:
         others = [full.getJointId(name) for name in full.names[1:] if name not in robot.joints]
         self._model = pin.buildReducedModel(full, others, pin.neutral(full))
         if tuple(self._model.names[1:]) != robot.joints:
-            raise ConfigError(f"{robot.urdf}: joints in the order {', '.join(self._model.names[1:])}, the embodiment has {', '.join(robot.joints)}")
+            found = ", ".join(self._model.names[1:])
+            raise ConfigError(f"{robot.urdf}: joints in the order {found}, the embodiment has {', '.join(robot.joints)}")
         for frame in (robot.base_frame, robot.tcp_frame):
             if not self._model.existFrame(frame):
                 raise ConfigError(f"{robot.urdf}: no frame '{frame}'; {did_you_mean(frame, [item.name for item in self._model.frames])}")
@@ -128,4 +129,3 @@ class Kinematics:
         velocity = velocity_rad_s / max(1.0, float(np.max(np.abs(velocity_rad_s) / self._speed)))
         room = np.where(velocity > 0, self._high - position_rad, position_rad - self._low)
         return velocity * np.clip(room / self._settings.limit_margin_rad, 0.0, 1.0)
-

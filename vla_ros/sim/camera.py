@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 
+import mujoco
+
 from vla_ros.core.embodiment import load_embodiment
 from vla_ros.core.errors import ConfigError, DeviceError, VlaError, did_you_mean
 from vla_ros.core.types import Frame
-from vla_ros.sim.mirror import MirrorReader, mirror_path
-from vla_ros.sim.render import Renderer, compile_scene, intrinsics, mujoco
+from vla_ros.sim.mirror import MirrorReader, find_mirror
+from vla_ros.sim.render import Renderer, compile_scene, intrinsics
 from vla_ros.sim.scene import CAMERAS, build_simulator
 
 
@@ -19,10 +21,10 @@ class MujocoCamera:
     Args:
         name: "front" or "wrist".
         width, height: px; fps: frames per second.
-        address: of the simulation, as in the rig.
+        address: of the simulation, as in the rig; None: the one in this ROS domain.
     """
 
-    def __init__(self, name: str, width: int = 640, height: int = 480, fps: float = 15.0, address: str = "127.0.0.1") -> None:
+    def __init__(self, name: str, width: int = 640, height: int = 480, fps: float = 15.0, address: str | None = None) -> None:
         if name not in CAMERAS:
             raise ConfigError(f"camera '{name}' is not in the scene; {did_you_mean(name, CAMERAS)}")
         self.name, self.intrinsics = name, intrinsics(name, width, height)
@@ -37,7 +39,7 @@ class MujocoCamera:
         """Starts drawing. Raises DeviceError when no simulation runs or nothing can be drawn."""
         if self._thread is not None:
             return
-        reader = MirrorReader(mirror_path(self._address))
+        reader = MirrorReader(find_mirror(self._address))
         reader.read()
         self._frame, self._fault = None, None
         self._running.set()
@@ -45,7 +47,7 @@ class MujocoCamera:
         self._thread.start()
 
     def read(self) -> Frame | None:
-        """Returns the newest frame that was not yet returned, or None after one frame period. Raises DeviceError when drawing failed."""
+        """Returns the newest frame that was not yet returned, or None after one frame period. Raises DeviceError: drawing failed."""
         with self._new:
             self._new.wait_for(lambda: self._frame is not None or self._fault is not None, timeout=self._period_s)
             if self._fault is not None:
@@ -75,15 +77,18 @@ class MujocoCamera:
                 if snapshot.stamp_ns != stamp_ns:  # a simulator that stands still gives no frames, as a dead camera would
                     stamp_ns = snapshot.stamp_ns
                     if snapshot.qpos.size != model.nq:
-                        raise DeviceError(f"the simulation at {self._address} has another scene ({snapshot.qpos.size} coordinates, here {model.nq}): start both from one version of vla_ros")
+                        raise DeviceError(
+                            f"the simulation has another scene ({snapshot.qpos.size} coordinates, here {model.nq}):"
+                            " start both from one version of vla_ros"
+                        )
                     data.qpos[:] = snapshot.qpos
                     mujoco.mj_kinematics(model, data)
                     mujoco.mj_camlight(model, data)
-                    frame = Frame(stamp_ns, renderer.render(data, self.name), number, f"{self.name}_color_optical_frame", self.intrinsics)
-                    number += 1
+                    image = renderer.render(data, self.name)
                     with self._new:
-                        self._frame = frame
+                        self._frame = Frame(stamp_ns, image, number, f"{self.name}_color_optical_frame", self.intrinsics)
                         self._new.notify_all()
+                    number += 1
                 deadline = max(deadline + self._period_s, time.monotonic() - self._period_s)
                 time.sleep(max(0.0, deadline - time.monotonic()))
         except VlaError as error:

@@ -91,7 +91,9 @@ def _fetch(world: World, task: Task, block: np.ndarray) -> Step:
     # A funnel: the hand may only be as low as it is well placed, so that it never pushes the block or a neighbour.
     above = min(HOVER_M, max(4.0 * max(away - 0.008, 0.0), 0.25 * max(turn - 0.10, 0.0)))
     target = np.array([block[0], block[1], max(block[2], 0.018) + above])
-    around = float(np.hypot(*offset[:2])) < 0.006 and abs(offset[2]) < 0.009 and turn < 0.12
+    # Once the fingers close, a shaken hand does not start all over.
+    slack = 2.0 if world.gripper_width_m < 0.075 else 1.0
+    around = away < 0.007 * slack and abs(offset[2]) < 0.010 * slack and turn < 0.12 * slack
     if around and world.gripper_width_m > BLOCK_M - 0.008:
         return Step(target, yaw, True, BEFORE_GRASP)
     if world.gripper_width_m < OPEN_M:

@@ -6,15 +6,16 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import mujoco
 import numpy as np
 
 from vla_ros.core.embodiment import load_embodiment
 from vla_ros.core.errors import ConfigError, did_you_mean
 from vla_ros.core.rotations import conjugate, interpolate, multiply, nearest_rotvec, quat_to_rotvec, rotvec_to_quat
-from vla_ros.sim.render import Renderer, compile_scene, mujoco
 from vla_ros.sim.expert import DT_S, plan_chunk
 from vla_ros.sim.judge import Judge, Outcome
 from vla_ros.sim.placement import draw_placement
+from vla_ros.sim.render import Renderer, compile_scene
 from vla_ros.sim.scene import CAMERAS, ROBOT, build_simulator
 from vla_ros.sim.state import FINGERS, JOINTS, SceneState
 from vla_ros.sim.tasks import OBJECTS, parse_task, tasks
@@ -29,7 +30,11 @@ _KV = (135.0, 135.0, 105.0, 105.0, 60.0, 60.0, 60.0)
 
 @dataclass(frozen=True)
 class FastView:
-    """One instant: `images` uint8 [H, W, 3] by camera, TCP `pose` [6] (m, rotation vector rad), opening (m), `objects` [5, 3] m, `world` the truth."""
+    """One instant.
+
+    `images` uint8 [H, W, 3] by camera (empty when not rendered), TCP `pose` [6] (m, rotation vector rad) and `objects` [5, 3] m
+    in `base_link`, the latter in the order of `tasks.OBJECTS`; `joints_rad` [7]; `world` is the truth that the expert needs.
+    """
 
     images: dict[str, np.ndarray]
     pose: np.ndarray

@@ -17,7 +17,7 @@ _OPEN_M = BLOCK_M + 0.012
 
 @dataclass(frozen=True)
 class Outcome:
-    """`success` now; `failed`: cannot be done any more (the block fell); `wrong_object`: one that the task does not name was moved, ever."""
+    """`success` now; `failed`: the block fell off the table; `wrong_object`: a block that the task does not name was moved, ever."""
 
     success: bool
     failed: bool
@@ -51,7 +51,7 @@ class Judge:
         elif self._since_s is None:
             self._since_s = time_s
         success = self._since_s is not None and time_s - self._since_s >= HOLD_S - 1e-6
-        failed = world.position[self.task.block][2] < -0.05
+        failed = bool(world.position[self.task.block][2] < -0.05)
         detail = missing or (f"{self.task.block} is {_where(self.task)}" if success else "waiting that it stays so")
         self._outcome = Outcome(success, failed, bool(self._wrong), detail + (f"; moved the {self._wrong}" if self._wrong else ""))
         return self._outcome

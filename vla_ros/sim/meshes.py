@@ -23,7 +23,7 @@ def light_mesh(source: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f"{target.name}.{os.getpid()}.part")
         partial.write_text(_obj(*cluster(*_parse(content.decode()))))
-        os.replace(partial, target)
+        partial.replace(target)
     return target
 
 

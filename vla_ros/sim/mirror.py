@@ -33,6 +33,20 @@ def mirror_path(address: str, domain: int | None = None) -> Path:
     return _SHARED / f"vla_ros-{os.getuid()}-{domain}-{address}"
 
 
+def find_mirror(address: str | None = None) -> Path:
+    """The file of the simulator at `address`; None: of the one that was started last in this ROS domain.
+
+    Raises:
+        DeviceError: no address is given and no simulator runs.
+    """
+    if address is not None:
+        return mirror_path(address)
+    found = [path for path in _SHARED.glob(mirror_path("*").name) if path.name.count(".") == 3]
+    if not found:
+        raise DeviceError(f"no simulation runs in ROS domain {os.environ.get('ROS_DOMAIN_ID') or 0}: start it (vla up franka_sim)")
+    return max(found, key=lambda path: path.stat().st_ctime_ns)
+
+
 class MirrorWriter:
     """Owns the file of one simulator. A new one takes the place of what a killed one left."""
 
@@ -43,7 +57,7 @@ class MirrorWriter:
         partial.chmod(0o600)
         self._header, self._qpos = _views(partial, writable=True)
         self._header["count"] = count
-        os.replace(partial, path)
+        partial.replace(path)
         self._inode = path.stat().st_ino
 
     def write(self, qpos: np.ndarray, time_s: float, stamp_ns: int) -> None:
@@ -89,7 +103,9 @@ class MirrorReader:
             inode = self._path.stat().st_ino
         except FileNotFoundError:
             if self._inode < 0:
-                raise DeviceError(f"{self._path}: no simulation runs here: start it (vla up franka_sim) with the same ROS_DOMAIN_ID and address") from None
+                raise DeviceError(
+                    f"{self._path}: no simulation runs here: start it (vla up franka_sim) with the same ROS_DOMAIN_ID and address"
+                ) from None
             return
         if inode != self._inode:
             self._header, self._qpos = _views(self._path, writable=False)

@@ -5,17 +5,12 @@ from __future__ import annotations
 import os
 import xml.etree.ElementTree as ET
 
+import mujoco
 import numpy as np
 
 from vla_ros.core.errors import DeviceError
 from vla_ros.core.types import Intrinsics
 from vla_ros.sim.scene import CAMERAS
-
-# Set before MuJoCo is imported, hence here: software GL that needs no display, on the caller's core only.
-os.environ.setdefault("MUJOCO_GL", "egl")
-os.environ.setdefault("LP_NUM_THREADS", "1")
-
-import mujoco  # noqa: E402
 
 
 def compile_scene(scene: ET.Element) -> mujoco.MjModel:
@@ -40,7 +35,10 @@ class Renderer:
         try:
             self._renderer = mujoco.Renderer(model, height, width)
         except Exception as error:  # each GL back-end has its own kinds
-            raise DeviceError(f"MuJoCo cannot render with MUJOCO_GL={os.environ['MUJOCO_GL']} ({error}): install libegl1 and libgl1-mesa-dri, or libosmesa6 and set MUJOCO_GL=osmesa") from error
+            raise DeviceError(
+                f"MuJoCo cannot render with MUJOCO_GL={os.environ['MUJOCO_GL']} ({error}):"
+                " install libegl1 and libgl1-mesa-dri, or libosmesa6 and set MUJOCO_GL=osmesa"
+            ) from error
         self._model = model
         self._option = mujoco.MjvOption()
         # Without a GPU shadows double the cost of a picture, and multisampling is not needed: policies average pictures down.

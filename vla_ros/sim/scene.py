@@ -71,13 +71,15 @@ def _add_look(scene: ET.Element) -> None:
     visual.find("headlight").attrib.update(ambient="0.35 0.35 0.35", diffuse="0.25 0.25 0.25")
     visual.find("quality").attrib.update(offsamples="0")
     asset = scene.find("asset")
-    ET.SubElement(asset, "texture", type="skybox", builtin="gradient", rgb1="0.80 0.86 0.92", rgb2="0.55 0.60 0.66", width="64", height="384")
+    sky = {"rgb1": "0.80 0.86 0.92", "rgb2": "0.55 0.60 0.66", "width": "64", "height": "384"}
+    ET.SubElement(asset, "texture", type="skybox", builtin="gradient", **sky)
     floor = asset.find("texture[@name='ground_checker']")
     floor.attrib.update(rgb1="0.50 0.52 0.55", rgb2="0.56 0.58 0.61")
     world = scene.find("worldbody")
     for light in ("fill_light", "rim_light"):
         world.remove(world.find(f"light[@name='{light}']"))
-    world.find("light[@name='key_light']").attrib.update(pos="1.2 -0.9 1.6", dir="-0.45 0.55 -1", diffuse="0.62 0.60 0.56", specular="0.1 0.1 0.1")
+    key = world.find("light[@name='key_light']")
+    key.attrib.update(pos="1.2 -0.9 1.6", dir="-0.45 0.55 -1", diffuse="0.62 0.60 0.56", specular="0.1 0.1 0.1")
 
 
 def _lighten(scene: ET.Element) -> None:
@@ -108,10 +110,11 @@ def _tune_hand(world: ET.Element) -> None:
 
 
 def _add_table(world: ET.Element) -> None:
-    ET.SubElement(world, "geom", name="table", type="box", size="0.62 0.62 0.02", pos="0.38 0 -0.02", rgba="0.60 0.47 0.36 1", friction="1 0.01 0.001")
+    top = {"size": "0.62 0.62 0.02", "pos": "0.38 0 -0.02", "rgba": "0.60 0.47 0.36 1", "friction": "1 0.01 0.001"}
+    ET.SubElement(world, "geom", name="table", type="box", **top)
     for x in (-0.18, 0.94):
         for y in (-0.56, 0.56):
-            ET.SubElement(world, "geom", type="box", size="0.03 0.03 0.33", pos=f"{x} {y} -0.37", rgba="0.30 0.31 0.33 1", contype="0", conaffinity="0")
+            _add_shown(world, "box", "0.03 0.03 0.33", f"{x} {y} -0.37", "0.30 0.31 0.33 1")
 
 
 def _add_block(world: ET.Element, name: str) -> None:
@@ -133,20 +136,25 @@ def _add_container(world: ET.Element, name: str) -> None:
         return
     _add_disc(body, BOWL_RADIUS_M, BOWL_FLOOR_M)
     _add_shown(body, "cylinder", f"{BOWL_RADIUS_M} {BOWL_FLOOR_M / 2}", f"0 0 {BOWL_FLOOR_M / 2}", "0.80 0.58 0.08 1")
-    sides, half_height = 16, (BOWL_RIM_M - 0.001) / 2
+    _add_wall(body, sides=16)
+
+
+def _add_wall(body: ET.Element, sides: int) -> None:
+    half_height, middle = (BOWL_RIM_M - 0.001) / 2, BOWL_RADIUS_M + 0.003
+    half_width = (BOWL_RADIUS_M + 0.004) * sin(pi / sides) + 0.0015  # a little wide, so that no gap shows
     for side in range(sides):
         angle = 2 * pi * side / sides
-        ET.SubElement(
-            body, "geom", type="box", size=f"0.003 {(BOWL_RADIUS_M + 0.004) * sin(pi / sides) + 0.0015} {half_height}", euler=f"0 0 {angle}",
-            pos=f"{(BOWL_RADIUS_M + 0.003) * cos(angle)} {(BOWL_RADIUS_M + 0.003) * sin(angle)} {0.001 + half_height}", rgba=COLOUR_RGBA[name], mass="0",
-        )  # fmt: skip
+        position = f"{middle * cos(angle)} {middle * sin(angle)} {0.001 + half_height}"
+        size = f"0.003 {half_width} {half_height}"
+        ET.SubElement(body, "geom", type="box", size=size, pos=position, euler=f"0 0 {angle}", rgba=COLOUR_RGBA["bowl"], mass="0")
 
 
 def _add_disc(body: ET.Element, radius: float, height: float) -> None:
     """Collides as two crossed boxes: a box on a cylinder would rest on a single contact and spin."""
     half = radius * cos(pi / 8) * 0.765  # both corners of the star stay within the disc's edge
     for angle in (0.0, pi / 4):
-        ET.SubElement(body, "geom", type="box", size=f"{half} {half} {(height - 0.001) / 2}", pos=f"0 0 {(height + 0.001) / 2}", euler=f"0 0 {angle}", group="3", mass="0")
+        size, position = f"{half} {half} {(height - 0.001) / 2}", f"0 0 {(height + 0.001) / 2}"
+        ET.SubElement(body, "geom", type="box", size=size, pos=position, euler=f"0 0 {angle}", group="3", mass="0")
 
 
 def _add_shown(body: ET.Element, shape: str, size: str, position: str, rgba: str) -> None:

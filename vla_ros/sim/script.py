@@ -10,7 +10,7 @@ from vla_ros.core.embodiment import Embodiment, load_embodiment
 from vla_ros.core.errors import ConfigError, PolicyError
 from vla_ros.core.types import ActionChunk, Inference, Observation, PolicySpec
 from vla_ros.sim.expert import CHANNELS, DT_S, plan_chunk
-from vla_ros.sim.mirror import MirrorReader, mirror_path
+from vla_ros.sim.mirror import MirrorReader, find_mirror
 from vla_ros.sim.render import compile_scene
 from vla_ros.sim.scene import CAMERAS, build_simulator
 from vla_ros.sim.state import SceneState
@@ -21,13 +21,12 @@ class ScriptPolicy:
     """Implements `core.interfaces.Policy` for the simulated table.
 
     Args:
-        checkpoint: ignored; `load_policy` gives every policy one.
         embodiment: must be "franka".
-        address: of the simulation, as in the rig.
+        address: of the simulation, as in the rig; None: the one in this ROS domain.
         rows: of a chunk, 0.1 s each.
     """
 
-    def __init__(self, checkpoint: str = "", embodiment: Embodiment | None = None, address: str = "127.0.0.1", rows: int = 16) -> None:
+    def __init__(self, embodiment: Embodiment | None = None, address: str | None = None, rows: int = 16) -> None:
         embodiment = embodiment or load_embodiment("franka")
         if embodiment.name != "franka":
             raise ConfigError(f"the scripted policy knows embodiment franka, not '{embodiment.name}'")
@@ -44,7 +43,7 @@ class ScriptPolicy:
         self._sequence = 0
 
     def infer(self, observation: Observation) -> Inference:
-        """Returns the expert's chunk. It starts at the truth's own stamp, which is the newest there is.
+        """Returns the expert's chunk, stamped as the observation although the truth it uses is a little newer.
 
         Raises:
             PolicyError: the instruction is not canonical. DeviceError: no simulation runs.
@@ -54,14 +53,13 @@ class ScriptPolicy:
             task = parse_task(observation.instruction)
         except ConfigError as error:
             raise PolicyError(f"the scripted policy reads canonical instructions only: {error}") from None
-        self._reader = self._reader or MirrorReader(mirror_path(self._address))
+        self._reader = self._reader or MirrorReader(find_mirror(self._address))
         snapshot = self._reader.read()
         self._data.qpos[:] = snapshot.qpos
         mujoco.mj_kinematics(self._model, self._data)
         rows, stage = plan_chunk(self._scene.world(self._data), task, self.spec.horizon)
-        # Only the state of the gripper and hand at the observation's instant may be older; the rows are placed where they belong.
         chunk = ActionChunk(
-            snapshot.stamp_ns, DT_S, CHANNELS, rows, self._sequence, "script", self.spec.embodiment,
+            observation.stamp_ns, DT_S, CHANNELS, rows, self._sequence, "script", self.spec.embodiment,
             time.perf_counter() - began_s, {"stage": float(stage)},
         )  # fmt: skip
         self._sequence += 1

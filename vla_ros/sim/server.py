@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TypeVar
 
 import mujoco
@@ -27,6 +30,7 @@ MIRROR_STEPS = 8  # 125 Hz: cameras at 30 Hz see states at most 8 ms old
 JUDGE_STEPS = 20
 LOG_STEPS = 10
 LOG_S = 60.0
+CLOCK_STEPS = 1000
 _LATE_S = 0.05  # farther behind than this the clock gives way: the machine was busy, and a burst of steps would only jerk the arm
 _OPEN_M = 0.08
 _log = logging.getLogger(__name__)
@@ -48,6 +52,7 @@ class TabletopServer:
         self._home = np.array(load_embodiment("franka").robots["arm"].home_rad)
         self._requests: deque[tuple[Callable[[], object], Future]] = deque()
         self._motion: deque[tuple[int, float, float]] = deque(maxlen=round(LOG_S / STEP_S / LOG_STEPS))
+        self._clock: deque[tuple[float, int]] = deque(maxlen=6)
         self._running = threading.Event()
         self._thread: threading.Thread | None = None
         self._fault: BaseException | None = None
@@ -66,14 +71,18 @@ class TabletopServer:
         try:
             self._server.init()
         except OSError as error:
-            raise DeviceError(f"the simulated control box cannot listen on {self.address}, ports 1337 and 1338 ({error}): is another simulation running there? change simulation.address in the rig") from error
+            raise DeviceError(
+                f"the simulated control box cannot listen on {self.address}, ports 1337 and 1338 ({error}):"
+                " is another simulation running there? change simulation.address in the rig"
+            ) from error
         self._robot = self._simulator.robots[0]
         self._model, self._data = self._simulator.model, self._simulator.data
         self._scene = SceneState(self._model)
         self._mirror = MirrorWriter(mirror_path(self.address, self._domain), self._model.nq)
         self._step = 0
         self._place(self._seed, task_of_seed(self._seed).text)
-        self._started_s, self._lost_s = time.monotonic(), 0.0
+        self._lost_s = 0.0
+        self._clock.append((time.monotonic(), self._step))
         self._running.set()
         self._thread = threading.Thread(target=self._run, name="simulation", daemon=True)
         self._thread.start()
@@ -104,7 +113,11 @@ class TabletopServer:
         return self._between_steps(lambda: self._scene.world(self._data).position)
 
     def motion_log(self) -> np.ndarray:
-        """What the arm did in the last minute, every 10 ms: [N, 3] stamp (ns since the epoch), commanded and measured joint speed (norm, rad/s)."""
+        """What the arm did in the last minute, a row every 10 ms.
+
+        Returns:
+            [N, 3]: stamp (ns since the epoch), commanded and measured joint speed (norm, rad/s).
+        """
         return self._between_steps(lambda: np.array(self._motion, dtype=np.float64).reshape(-1, 3))
 
     @property
@@ -119,8 +132,14 @@ class TabletopServer:
 
     @property
     def real_time_factor(self) -> float:
-        """Simulated over real time since the start."""
-        return self._step * STEP_S / max(time.monotonic() - self._started_s, 1e-9)
+        """Simulated over real time, in the last seconds."""
+        began_s, began = self._clock[0]
+        return (self._step - began) * STEP_S / max(time.monotonic() - began_s, 1e-9)
+
+    @property
+    def lost_s(self) -> float:
+        """Time (s) by which the clock was set back since the start, because the machine was busy."""
+        return self._lost_s
 
     def close(self) -> None:
         """Ends the thread, closes the ports and removes the mirror. Idempotent."""
@@ -137,6 +156,8 @@ class TabletopServer:
 
     def _run(self) -> None:
         """Steps on absolute deadlines, so that a late step is made up for by the next."""
+        with contextlib.suppress(PermissionError):  # as root: this thread keeps real time on a busy machine
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -10)
         deadline = time.monotonic()
         try:
             while self._running.is_set():
@@ -165,6 +186,8 @@ class TabletopServer:
         if step % LOG_STEPS == 0:
             speed = float(np.linalg.norm(self._data.qvel[self._scene.arm_dof]))
             self._motion.append((time.time_ns(), float(np.linalg.norm(self._robot.state.dq_d)), speed))
+        if step % CLOCK_STEPS == 0:
+            self._clock.append((time.monotonic(), step))
         if step % JUDGE_STEPS == 0:
             self._judge.update(self._scene.world(self._data), self._data.time)
 
@@ -198,7 +221,7 @@ class TabletopServer:
         self._requests.append((work, future))
         try:
             return future.result(timeout=5.0)
-        except TimeoutError:
+        except FutureTimeout:  # another class than the built-in one before Python 3.11
             self._check()
             raise DeviceError("the simulation did not answer within 5 s: the machine is overloaded") from None
 

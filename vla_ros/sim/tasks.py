@@ -51,4 +51,5 @@ def parse_task(text: str) -> Task:
         return Task(f"{match[1]} block", match[2].split()[-1])
     if (match := _STACK.fullmatch(sentence)) and match[1] != match[2]:
         return Task(f"{match[1]} block", f"{match[2]} block")
-    raise ConfigError(f"task {text!r} is not one that the table can judge; valid: {', '.join(repr(task.text) for task in tasks() + tasks(stack=True))}")
+    valid = ", ".join(repr(task.text) for task in tasks() + tasks(stack=True))
+    raise ConfigError(f"task {text!r} is not one that the table can judge; valid: {valid}")

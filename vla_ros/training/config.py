@@ -53,7 +53,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """`colour` is the share of gain and offset; `word_dropout` the chance that a word becomes <unk>."""
+    """`colour` is the share of gain and offset; `word_dropout` the chance that a word becomes <unk> (see `phrasings.keywords`)."""
 
     shift_px: int
     colour: float

@@ -17,7 +17,7 @@ from vla_ros.policies.robovlms import to_pixels
 from vla_ros.policies.text import UNKNOWN_ID, encode
 from vla_ros.training.config import Augmentation
 from vla_ros.training.demonstrations import Episode, episode_seeds, load_episode
-from vla_ros.training.phrasings import TRAIN_TEMPLATES, parse, rephrase
+from vla_ros.training.phrasings import TRAIN_TEMPLATES, keywords, parse, rephrase
 
 CANONICAL_SHARE = 0.25
 
@@ -93,6 +93,8 @@ class Batches:
         self._data, self._tokenizer, self._text_length = demonstrations, tokenizer, text_length
         self._augmentation = augmentation
         self._rng = np.random.default_rng(seed)
+        words = {word for instruction in demonstrations.instructions() for word in keywords(instruction)}
+        self._kept = [tokenizer.token_to_id(word) for word in words]
 
     def next(self, size: int) -> Batch:
         data, rng, noise = self._data, self._rng, self._augmentation
@@ -111,13 +113,14 @@ class Batches:
         )
 
     def _say(self, instruction: str) -> np.ndarray:
-        """Tokens of a random phrasing, some words replaced by <unk>."""
+        """Tokens of a random phrasing; some words, none of those that make the task, become <unk>."""
         rng = self._rng
         if rng.random() > CANONICAL_SHARE:
             kind, _ = parse(instruction)
             instruction = rephrase(instruction, str(rng.choice(TRAIN_TEMPLATES[kind])), lambda words: words[rng.integers(len(words))])
         ids = encode(self._tokenizer, instruction, self._text_length)
-        return np.where((rng.random(len(ids)) < self._augmentation.word_dropout) & (ids > UNKNOWN_ID), UNKNOWN_ID, ids)
+        dropped = (rng.random(len(ids)) < self._augmentation.word_dropout) & (ids > UNKNOWN_ID) & ~np.isin(ids, self._kept)
+        return np.where(dropped, UNKNOWN_ID, ids)
 
 
 def augment(images: Tensor, noise: Augmentation, rng: np.random.Generator) -> Tensor:

@@ -66,6 +66,13 @@ def parse(instruction: str) -> tuple[str, dict[str, str]]:
     raise DataError(f"instruction {instruction!r} is not canonical: {EXPECTED}")
 
 
+def keywords(instruction: str) -> set[str]:
+    """Returns the words that make the task what it is (and their synonyms); without one of them nobody could tell what to do."""
+    _, fields = parse(instruction)
+    names = [word for key, word in fields.items() if key != "preposition"]
+    return {synonym for name in names for synonym in SYNONYMS.get(name, (name,))}
+
+
 def rephrase(instruction: str, template: str, choose: Choose) -> str:
     """Says the canonical `instruction` by `template`; `choose` picks one of the synonyms of every slot."""
     _, fields = parse(instruction)
