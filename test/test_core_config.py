@@ -98,7 +98,7 @@ def test_shipped_embodiment() -> None:
         ("home_rad: [0.0,", "home_rad: [9.0,", "robots.arm.home_rad: fr3_joint1: 9.0 lies outside -2.7437 .. 2.7437"),
         ("fr3_joint2,", "fr3_joint1,", "each named once"),
         ("workspace_min_m: [0.20,", "workspace_min_m: [0.90,", "robots.arm.workspace_min_m: x: 0.9 is not below workspace_max_m = 0.85"),
-        ("tcp_step_max_m: 0.15", "tcp_step_max_m: 0", "robots.arm.tcp_step_max_m: 0.0, expected > 0"),
+        ("tcp_step_max_m: 0.25", "tcp_step_max_m: 0", "robots.arm.tcp_step_max_m: 0.0, expected > 0"),
         ("width_min_m: 0.0", "width_min_m: 0.1", "robots.arm.gripper.width_min_m: 0.1 is not below width_max_m = 0.08"),
         ("mode: tcp_pose", "mode: tcp_poses", "control.mode: 'tcp_poses' is unknown; did you mean 'tcp_pose'?"),
         ("rate_hz: 50", "rate_hz: 0", "control.rate_hz: 0.0, expected 1 .. 1000"),

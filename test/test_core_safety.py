@@ -124,7 +124,7 @@ def test_joint_step() -> None:
 
 
 def test_tcp_step_in_m_and_rad() -> None:
-    rejected(limiter(), tcp((0.2, 0, 0)), LimitError, "step", "TCP target 0.200 m from the measured position, limit 0.15 m")
+    rejected(limiter(), tcp((0.3, 0, 0)), LimitError, "step", "TCP target 0.300 m from the measured position, limit 0.25 m")
     rejected(limiter(), tcp(rotation=(np.pi - 1.0, 0, 0)), LimitError, "step", "turned 1.000 rad")
 
 
@@ -181,7 +181,8 @@ def test_a_gap_between_commands_is_no_licence_to_jump() -> None:
 def test_tcp_velocity_limits() -> None:
     check = limiter()
     sent = check.check(tcp((0.06, 0.08, 0), rotation=(-np.pi + 0.5, 0, 0)), state(), NOW_NS)
-    np.testing.assert_allclose(sent.data[:3] - TCP[:3], [0.012, 0.016, 0], atol=1e-12)
+    reach_m = ARM.tcp_velocity_max_m_s * 0.02
+    np.testing.assert_allclose(sent.data[:3] - TCP[:3], [0.6 * reach_m, 0.8 * reach_m, 0], atol=1e-12)
     assert angle_between(sent.data[3:], TCP[3:]) == pytest.approx(2.5 * 0.02)
     assert angle_between(sent.data[3:], [-np.pi + 0.5, 0, 0]) == pytest.approx(0.45), "the short way, over the half turn"
     assert check.clamped["velocity"] == 1

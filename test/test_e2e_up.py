@@ -24,6 +24,15 @@ def environment(**more):
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "COLUMNS": "200", **more}
 
 
+def run_with_patience(command, variables, folder, attempts=3):
+    """A machine that is busy with other things starves the simulator, and the rig rightly aborts (status 2): tried again then."""
+    for _ in range(attempts):
+        result = subprocess.run(command, env=variables, cwd=folder, capture_output=True, text=True, timeout=180)
+        if result.returncode != 2:
+            break
+    return result
+
+
 @pytest.fixture
 def own_domain():
     domain = OwnDomain()
@@ -68,7 +77,7 @@ def test_up_then_rollout_then_a_dead_node(up, tmp_path):
     assert f"rig {rig.stem} is up (" in lines[-1]
 
     command = vla_command("rollout", INSTRUCTION, "--rig", rig, "--seed", 1, "--out", tmp_path / "report")
-    rollout = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
+    rollout = run_with_patience(command, variables, tmp_path)
     assert rollout.returncode == 0, rollout.stdout + rollout.stderr
     result = json.loads((tmp_path / "report" / "rollout.json").read_text())
     assert result["success"] is True and result["seed"] == 1 and result["chunks"] > 10
@@ -83,7 +92,7 @@ def test_up_then_rollout_then_a_dead_node(up, tmp_path):
 def test_demo_succeeds_and_leaves_its_report(tmp_path):
     options = ("--policy", "script", "--headless", "--seed", 2, "--json", tmp_path / "demo.json", "--out", tmp_path / "out")
     command = vla_command("demo", *options)
-    demo = subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=180)
+    demo = run_with_patience(command, environment(), tmp_path)
     assert demo.returncode == 0, demo.stdout + demo.stderr + (tmp_path / "out" / "rig.log").read_text()
     result = json.loads((tmp_path / "demo.json").read_text())
     assert result["success"] is True and result["moved_after_s"] > 0.0

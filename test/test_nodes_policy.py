@@ -166,10 +166,13 @@ def test_policies_that_go_wrong(tmp_path: Path, policy: str, words: str, rejecti
 
 def test_sigterm_in_mid_rollout_holds_first(tmp_path: Path):
     with rig_with(tmp_path, "dummy_policies:Still") as rig:
-        rig.send(time_limit_s=60.0)
+        handle = rig.send(time_limit_s=60.0)
         running(rig)
+        asked = handle.get_result_async()
         rig.policy.process.send_signal(signal.SIGTERM)
         assert rig.policy.process.wait(20) == 0
+        wait_for(asked.done, "a result, although the node is gone")
+        assert asked.result().result.outcome == "aborted"
         ends_in_hold(rig, "the policy node is being deactivated")
 
 

@@ -34,6 +34,7 @@ class Recorder:
         self._recording = False
         self._clock = node.get_clock()
         self._robot_states: dict[str, int] = {}
+        self._robots = set(rig.robots)
         self._several = len(rig.robots) > 1
         cv2.setNumThreads(1)
         for name in rig.robots:
@@ -62,9 +63,14 @@ class Recorder:
         """After a reset of the scene: what was judged before does not count."""
         self.wrong_object, self.task_detail = False, ""
 
-    def stopped_robots(self) -> list[str]:
-        """Returns the robots that hold until they are recovered."""
-        return [name for name, state in self._robot_states.items() if state == vla.RobotStatus.STATE_STOPPED]
+    def heard_all_robots(self) -> bool:
+        """Whether every robot has told its state."""
+        return set(self._robot_states) == self._robots
+
+    def robots_to_recover(self) -> list[str]:
+        """Returns the robots that hold, or have lost their link, until they are recovered."""
+        lost = (vla.RobotStatus.STATE_STOPPED, vla.RobotStatus.STATE_DISCONNECTED)
+        return [name for name, state in self._robot_states.items() if state in lost]
 
     def _subscribe_to_everything(self, node: Node, rig: Rig) -> None:
         node.create_subscription(vla.ActionChunk, "/policy/chunk", self._on_chunk, qos.CHUNK)

@@ -25,6 +25,7 @@ from vla_ros.core.rig import Rig
 
 _TURN_S = 0.05  # how long one turn of the loop waits for messages
 _SERVICE_S = 20.0  # a reset moves the arm home
+_RECOVERIES = 3
 _SETTLE_S = 0.5  # frames and states of the scene before a reset count as fresh for 0.3 s: no policy may see them
 _END_GRACE_S = 15.0  # beyond the time limit, before the policy node is taken for dead
 _SILENCE_S = 5.0  # feedback comes at 5 Hz
@@ -117,11 +118,20 @@ class RolloutClient:
         return reply.task
 
     def recover_robots(self) -> None:
-        """Recovers every robot that a stop or a fault has left stopped; the others are not touched."""
-        for name in self.recorder.stopped_robots():
-            reply = self._call(Trigger, f"/{name}/recover", Trigger.Request())
-            if not reply.success:
-                raise DeviceError(f"robot {name} did not recover: {reply.message}")
+        """Recovers every robot that a stop, a fault or a lost link has left behind; the others are not touched.
+
+        Raises:
+            DeviceError: a robot tells nothing, or did not recover in three attempts.
+        """
+        self._expect(self.recorder.heard_all_robots, 10.0, "a robot node tells no status; is the rig up (vla up RIG)?")
+        for attempt in range(_RECOVERIES):
+            replies = {name: self._call(Trigger, f"/{name}/recover", Trigger.Request()) for name in self.recorder.robots_to_recover()}
+            failed = {name: reply.message for name, reply in replies.items() if not reply.success}
+            if not failed:
+                return
+            if attempt + 1 < _RECOVERIES:
+                self._turn_for(1.0)
+        raise DeviceError("; ".join(f"robot {name} did not recover: {message}" for name, message in failed.items()))
 
     def move_object(self, dx_m: float, dy_m: float) -> Future:
         """Asks the simulation to shift the object that the task names; the future's result has `success` and `message`."""

@@ -40,8 +40,6 @@ class CameraStream:
 
     def start(self, now_ns: int) -> None:
         """Starts the camera. Raises what the driver raises; a later `step` tries again."""
-        self._due_ns = now_ns + self._retry_ns
-        self._retry_ns = min(2 * self._retry_ns, _LAST_RETRY_NS)
         self._camera.start()
         self._running, self._alive_ns, self._changed_ns, self.error = True, now_ns, now_ns, ""
         self._patience_ns = self._first_ns
@@ -100,3 +98,4 @@ class CameraStream:
         self.stop()
         self.error = error
         self._due_ns = now_ns + self._retry_ns
+        self._retry_ns = min(2 * self._retry_ns, _LAST_RETRY_NS)

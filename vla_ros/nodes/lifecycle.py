@@ -20,6 +20,7 @@ from vla_ros.nodes import qos
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.5, 5.0
+_LAST_TURNS = 10
 # Another attempt cannot mend these; everything else may be a device that is not there yet.
 _FATAL = (ConfigError, NotInstalled)
 
@@ -200,6 +201,10 @@ def run(node_class: type[VlaNode], args: list[str] | None = None) -> int:
     executor.add_node(node)
     try:
         executor.spin_until_future_complete(stopped)
+        if node.is_active:
+            node.trigger_deactivate()
+            for _ in range(_LAST_TURNS):  # a goal that ended just now still has its result to send
+                executor.spin_once(timeout_sec=0.01)
     except VlaError as error:
         node.get_logger().fatal(str(error))
         return 1

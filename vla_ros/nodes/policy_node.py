@@ -7,7 +7,6 @@ import sys
 
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
-from rclpy.timer import Timer
 
 from vla_msgs.action import ExecuteTask
 from vla_msgs.msg import TaskOutcome
@@ -45,7 +44,6 @@ class PolicyNode(VlaNode):
         self._nice = self.parameter("inference_nice", 5, "How far the inference thread gives way, as of nice(1)", low=0, high=19)
         self._rollout: Rollout | None = None
         self._handle: ServerGoalHandle | None = None
-        self._control: Timer | None = None
         self._released = False
         self._close: list = []
 

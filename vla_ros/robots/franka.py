@@ -1,7 +1,7 @@
 """Franka Research 3 with the Franka Hand, through franky (libfranka). The same file drives the robot and franky-sim.
 
-Every target becomes a joint velocity: feed-forward from consecutive targets plus `gain_hz` times the distance to go. The control box
-ends it by itself after `hold_after_s`, so that an arm whose computer died stops.
+Every target becomes a joint velocity: smoothed feed-forward from consecutive targets plus `gain_hz` times the distance to go. The control
+box ends it by itself after `hold_after_s`, so that an arm whose computer died stops.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from vla_ros.robots.kinematics import Kinematics, displaced, pose_error, pose_ma
 _log = logging.getLogger(__name__)
 # Targets further apart in time than this are not one motion: no feed-forward between them.
 _FEED_FORWARD_GAP_S = 0.25
+# Where a new chunk takes over, the target steps by some mm. Unsmoothed, that step would be travelled within one command period, as a jerk.
+_FEED_FORWARD_TIME_S = 0.06
 # franky raises RuntimeError above 2.175 (joints 1-4) and 2.61 (joints 5-7)
 _SPEED_RAD_S = (2.1, 2.1, 2.1, 2.1, 2.6, 2.6, 2.6)
 
@@ -79,7 +81,7 @@ class Franka:
         self._lock = threading.RLock()
         self._link: FrankaLink | None = None
         self._gripper: FrankaGripper | None = None
-        self._last: tuple[str, int, np.ndarray] | None = None
+        self._last: tuple[str, int, np.ndarray, np.ndarray] | None = None  # mode, stamp, target, feed-forward
 
     def connect(self) -> None:
         """Opens arm and hand. Raises DeviceError with the address and the fix; an open link stays as it is."""
@@ -116,7 +118,7 @@ class Franka:
             wanted, bias = self._velocity(mode, target, stamp_ns, sample.position)
             velocity = self._kinematics.limit(sample.position, wanted)
             link.move(velocity, self._hold_after_s)
-            self._last = (mode, stamp_ns, target)
+            self._last = (mode, stamp_ns, target, bias)
         executed = action.data.copy()
         if not np.allclose(velocity, wanted, rtol=0.0, atol=1e-9):
             index = [action.channels.index(name) for name in self._targets[mode]]
@@ -199,12 +201,17 @@ class Franka:
         elapsed_s = (stamp_ns - self._last[1]) * 1e-9 if self._last and self._last[0] == mode else 0.0
         follows = 0.0 < elapsed_s <= _FEED_FORWARD_GAP_S
         if mode == "joint_position":
-            bias = (target - self._last[2]) / elapsed_s if follows else np.zeros_like(target)
+            bias = self._smoothed(target - self._last[2], elapsed_s) if follows else np.zeros_like(target)
             return bias + self._gain_hz * (target - position), bias
         pose = pose_matrix(target)
-        bias = pose_error(pose, pose_matrix(self._last[2])) / elapsed_s if follows else np.zeros(6)
+        bias = self._smoothed(pose_error(pose, pose_matrix(self._last[2])), elapsed_s) if follows else np.zeros(6)
         twist = bias + self._gain_hz * pose_error(pose, self._kinematics.forward(position))
         return self._kinematics.velocity_for(position, twist), bias
+
+    def _smoothed(self, step: np.ndarray, elapsed_s: float) -> np.ndarray:
+        """First-order low-pass over the velocity step / elapsed_s; the velocity's integral, the way travelled, stays the same."""
+        last = self._last[3]
+        return last + (step / elapsed_s - last) * elapsed_s / (_FEED_FORWARD_TIME_S + elapsed_s)
 
     def _reached(self, mode: str, velocity: np.ndarray, bias: np.ndarray, position: np.ndarray) -> np.ndarray:
         """The target for which `velocity` would have been the answer."""

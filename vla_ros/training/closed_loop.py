@@ -17,7 +17,7 @@ from vla_ros.training.config import TrainingConfig
 from vla_ros.training.phrasings import held_out
 from vla_ros.training.simulator import Simulator, View, open_simulator
 
-LONGEST_STEPS = 150
+LONGEST_STEPS = 120
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import subprocess
@@ -25,6 +24,7 @@ from vla_ros.training.collect import collect
 from vla_ros.training.config import TrainingConfig
 from vla_ros.training.curves import Log
 from vla_ros.training.dataset import Batches, Demonstrations
+from vla_ros.training.measure import record_results
 from vla_ros.training.objective import Objective
 from vla_ros.training.phrasings import all_training_sentences
 from vla_ros.training.progress import Progress
@@ -136,7 +136,7 @@ class Run:
         """Measures `best` on the final seeds and writes the figures into its config.json."""
         options = self.config.check
         result = check_closed_loop(self.config, self.out / "best", range(options.final_seed, options.final_seed + options.final_episodes))
-        record_result(self.out / "best", options.final_seed, result)
+        record_results(self.out / "best", options.final_seed, {"after training": result})
         self.log.draw()
         return result
 
@@ -153,16 +153,6 @@ class Run:
             "optimisation": asdict(self.config.optimisation),
             "fast_loop": {},
         }
-
-
-def record_result(folder: Path, first_seed: int, result: Result) -> None:
-    """Adds the measured closed-loop figures to a checkpoint's config.json."""
-    path = folder / "config.json"
-    values = json.loads(path.read_text())
-    values["training"]["fast_loop"] = {"first_seed": first_seed, **asdict(result)}
-    partial = path.with_name(".config.json.new")
-    partial.write_text(json.dumps(values, indent=1) + "\n")
-    partial.replace(path)
 
 
 def git_revision() -> str:
