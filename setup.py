@@ -29,7 +29,7 @@ setup(
     version="0.1.0",
     description="Vision-language-action policies on robots over ROS 2",
     maintainer="vla_ros maintainers",
-    maintainer_email="maintainers@vla-ros.org",
+    maintainer_email="maintainers@vla-ros.example",
     license="Apache-2.0",
     packages=find_packages(include=["vla_ros", "vla_ros.*"]),
     data_files=data_files(),

@@ -81,6 +81,7 @@ class RoboVlms:
     @classmethod
     def load(cls, folder: Path, embodiment: Embodiment) -> RoboVlms:
         """Loads a checkpoint folder for `embodiment`. Raises PolicyError with the file, the value and the fix."""
+        torch.set_num_threads(1)  # beside a control loop, more threads wait for each other
         config = read_config(folder)
         origin = f"{folder / 'config.json'}"
         check_fits(config, embodiment, origin)

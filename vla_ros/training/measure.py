@@ -40,8 +40,7 @@ def measure(
     rows = {name: _check(settings, folder, name, seed, episodes, options) for name, options in VARIATIONS.items()}
     if phrasing_episodes:
         for index, template in enumerate(HELD_OUT_TEMPLATES["place"]):
-            options = {"execute_steps": 4, "phrasing": index}
-            rows[template] = _check(settings, folder, template, seed, phrasing_episodes, options)
+            rows[template] = _check(settings, folder, template, seed, phrasing_episodes, {"phrasing": index})
     if record:
         record_results(folder, seed, rows)
 
