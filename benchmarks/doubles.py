@@ -76,7 +76,9 @@ class StillPolicy:
         pose = observation.proprioception.select(TCP[:6])
         data = np.tile(np.append(pose, 0.0), (self.spec.horizon, 1))
         self._sequence += 1
-        return Inference(ActionChunk(observation.stamp_ns, self.spec.dt_s, TCP, data, self._sequence - 1, self.spec.name, self.spec.embodiment))
+        return Inference(
+            ActionChunk(observation.stamp_ns, self.spec.dt_s, TCP, data, self._sequence - 1, self.spec.name, self.spec.embodiment)
+        )
 
 
 class BusyPolicy(StillPolicy):
@@ -89,7 +91,13 @@ class BusyPolicy(StillPolicy):
         torch.set_num_threads(1)
         torch.manual_seed(0)
         self._torch = torch
-        layers = [torch.nn.Conv2d(3, 32, 8, 4), torch.nn.ReLU(), torch.nn.Conv2d(32, 128, 3, 2), torch.nn.ReLU(), torch.nn.Conv2d(128, 128, 3)]
+        layers = [
+            torch.nn.Conv2d(3, 32, 8, 4),
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(32, 128, 3, 2),
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(128, 128, 3),
+        ]
         self._network = torch.nn.Sequential(*layers).eval()
 
     def infer(self, observation: Observation) -> Inference:

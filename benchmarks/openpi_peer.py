@@ -36,7 +36,9 @@ def main(rounds: int, warm_up: int) -> None:
             client = WebsocketClientPolicy("127.0.0.1", port)
         except ConnectionRefusedError:
             time.sleep(0.05)
-    pictures = {name: np.random.default_rng(i).integers(0, 255, (480, 640, 3), dtype=np.uint8) for i, name in enumerate(("front", "wrist", "side"))}
+    pictures = {
+        name: np.random.default_rng(i).integers(0, 255, (480, 640, 3), dtype=np.uint8) for i, name in enumerate(("front", "wrist", "side"))
+    }
     taken = []
     for _ in range(rounds + warm_up):
         start_s = time.perf_counter()

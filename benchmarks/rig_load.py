@@ -1,7 +1,7 @@
 """A whole rig under load: 3 x 640x480 at 30 Hz into a policy that infers, commands at 50 Hz; frames lost and command ticks late.
 
 The nodes are the suite's own, in processes of their own as `vla up` starts them; only the devices are doubles that cost nothing.
-The figures are those that every rollout reports. The floor is a bare thread on absolute 20 ms deadlines in this process, in the same minute.
+The figures are those that every rollout reports. The floor is a bare thread on 20 ms deadlines in this process, in the same minute.
 """
 
 from __future__ import annotations

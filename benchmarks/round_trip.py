@@ -6,6 +6,7 @@ openpi-client pins numpy < 2, so the peer runs in an environment of its own, mad
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -28,9 +29,13 @@ def measure(folder: Path) -> dict[str, float]:
     ours, peer = [], []
     for _ in range(2):
         ours += _ours()
-        answer = subprocess.run([peer_python, str(PEER), str(ROUNDS), str(WARM_UP)], env=bare, check=True, stdout=subprocess.PIPE, text=True)
+        answer = subprocess.run(
+            [peer_python, str(PEER), str(ROUNDS), str(WARM_UP)], env=bare, check=True, stdout=subprocess.PIPE, text=True
+        )
         peer += json.loads(answer.stdout)
-    quantiles = {f"{name}_p{q}_ms": float(np.percentile(values, q)) for name, values in (("ours", ours), ("openpi", peer)) for q in (50, 99)}
+    quantiles = {
+        f"{name}_p{q}_ms": float(np.percentile(values, q)) for name, values in (("ours", ours), ("openpi", peer)) for q in (50, 99)
+    }
     return {**quantiles, "ratio_p50": quantiles["ours_p50_ms"] / quantiles["openpi_p50_ms"]}
 
 
@@ -56,10 +61,10 @@ def _ours() -> list[float]:
 def _ask() -> list[float]:
     import rclpy
     from sensor_msgs.msg import Image
-    from vla_msgs.msg import ActionChunk
-    from vla_msgs.msg import Proprioception as ProprioceptionMsg
 
     from benchmarks.doubles import CAMERAS, TCP
+    from vla_msgs.msg import ActionChunk
+    from vla_msgs.msg import Proprioception as ProprioceptionMsg
     from vla_ros.core.types import Frame, Proprioception
     from vla_ros.nodes import msgs, qos
     from vla_ros.nodes.images import image_msg
@@ -70,7 +75,10 @@ def _ask() -> list[float]:
     states = node.create_publisher(ProprioceptionMsg, "/proprioception", qos.STATE)
     answers: list[int] = []
     node.create_subscription(ActionChunk, "/policy/chunk", lambda message: answers.append(msgs.chunk_of(message).stamp_ns), qos.CHUNK)
+    deadline_s = time.monotonic() + 30.0
     while not all(publisher.get_subscription_count() for publisher in [*images.values(), states]):
+        if time.monotonic() > deadline_s:
+            raise RuntimeError("the responder did not start within 30 s; run `python -m benchmarks.round_trip respond` to see why")
         rclpy.spin_once(node, timeout_sec=0.05)
     pictures = [np.random.default_rng(i).integers(0, 255, (480, 640, 3), dtype=np.uint8) for i in range(3)]
     taken = []
@@ -94,10 +102,10 @@ def _respond() -> None:
     """The policy side, with the parts that the policy node uses."""
     import rclpy
     from sensor_msgs.msg import Image
-    from vla_msgs.msg import ActionChunk
-    from vla_msgs.msg import Proprioception as ProprioceptionMsg
 
     from benchmarks.doubles import CAMERAS, StillPolicy
+    from vla_msgs.msg import ActionChunk
+    from vla_msgs.msg import Proprioception as ProprioceptionMsg
     from vla_ros.core.embodiment import load_embodiment
     from vla_ros.core.errors import StaleData
     from vla_ros.core.observation import ObservationBuffer
@@ -124,11 +132,11 @@ def _respond() -> None:
 
     for name in CAMERAS:
         node.create_subscription(Image, f"/camera/{name}/color/image_raw", lambda message, name=name: on_image(name, message), qos.IMAGE)
-    node.create_subscription(ProprioceptionMsg, "/proprioception", lambda m: buffer.add_proprioception(msgs.proprioception_of(m)), qos.STATE)
-    try:
+    node.create_subscription(
+        ProprioceptionMsg, "/proprioception", lambda m: buffer.add_proprioception(msgs.proprioception_of(m)), qos.STATE
+    )
+    with contextlib.suppress(KeyboardInterrupt, rclpy.executors.ExternalShutdownException):
         rclpy.spin(node)
-    except (KeyboardInterrupt, rclpy.executors.ExternalShutdownException):
-        pass
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["respond"]:

@@ -6,7 +6,7 @@ ros2 launch vla_ros bringup.launch.py rig:=franka
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
 
-from vla_ros.cli.environment import dds_profile
+from vla_ros.cli.environment import launch_variables
 from vla_ros.core.rig import load_rig, node_specs
 from vla_ros.nodes.launching import launch_node
 
@@ -20,7 +20,7 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
             DeclareLaunchArgument("rig", default_value="franka_sim", description="name in config/rigs, or a path to a YAML file"),
-            *(SetEnvironmentVariable(name, path) for name, path in dds_profile().items()),
+            *(SetEnvironmentVariable(name, value) for name, value in launch_variables().items()),
             OpaqueFunction(function=devices),
         ]
     )

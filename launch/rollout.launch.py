@@ -13,6 +13,7 @@ from launch.conditions import IfCondition
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
 
 from vla_ros.core.embodiment import config_dir
 from vla_ros.core.rig import load_rig, node_specs
@@ -28,7 +29,8 @@ def policy(context: LaunchContext) -> list:
 def transforms(context: LaunchContext) -> list:
     if "robot_state_publisher" not in get_packages_with_prefixes():
         return []  # not among the ROS wheels; only rviz and tf need it
-    description = Path(load_rig(context.launch_configurations["rig"]).embodiment.urdf).read_text()
+    urdf = Path(load_rig(context.launch_configurations["rig"]).embodiment.urdf).read_text()
+    description = ParameterValue(urdf, value_type=str)  # launch_ros would read it as YAML
     return [Node(package="robot_state_publisher", executable="robot_state_publisher", parameters=[{"robot_description": description}])]
 
 

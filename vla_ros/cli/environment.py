@@ -43,6 +43,12 @@ def dds_profile(base: Mapping[str, str] = os.environ) -> dict[str, str]:
     return {name: base.get(name, str(profile_path())) for name in names}
 
 
+def launch_variables(base: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Returns what a launch file sets: the profile, and discovery on this machine only unless the user said otherwise."""
+    name = "ROS_AUTOMATIC_DISCOVERY_RANGE"
+    return dds_profile(base) | {name: base.get(name, _DEFAULTS[name])}
+
+
 def ros_record() -> dict:
     """Returns what `make setup` wrote about ROS: `{"kind", "distro", "environment"}`; empty in a workspace it did not make."""
     path = Path(sys.prefix) / "ros.json"

@@ -46,7 +46,7 @@ def vla(
 
 
 def _print_traceback() -> None:
-    if sys.exc_info()[0] is not None:
+    if isinstance(sys.exc_info()[1], VlaError):  # Python shows the others by itself; an exit status is no error
         traceback.print_exc()
 
 

@@ -13,8 +13,9 @@ from sensor_msgs.msg import Image
 from vla_msgs import msg as vla
 from vla_ros.cli.record import RolloutRecord, StatusSample
 from vla_ros.cli.video import HEIGHT, WIDTH
+from vla_ros.core.errors import VlaError
 from vla_ros.core.rig import Rig
-from vla_ros.nodes import msgs, qos
+from vla_ros.nodes import images, msgs, qos
 
 _PICTURE_NS = int(1e9 / 16)  # pictures of a faster camera are thinned out to 15 Hz
 _JPEG_QUALITY = 92
@@ -115,8 +116,10 @@ class Recorder:
         pictures = self.record.frames.setdefault(camera, [])
         if not self._recording or (pictures and stamp_ns - pictures[-1][0] < _PICTURE_NS):
             return
-        rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)
-        image = rows[:, : message.width * 3].reshape(message.height, message.width, 3)
+        try:
+            image = images.frame_of(message).image
+        except VlaError:  # the policy node's log says what is wrong with it; the report goes without
+            return
         small = cv2.resize(image, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
         ok, jpeg = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY))
         if ok:

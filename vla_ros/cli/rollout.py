@@ -36,7 +36,7 @@ def rollout(
 
       vla rollout "pick up the red block and put it on the plate"
 
-      vla rollout "stack the red block on the blue block" --seed 7 --time-limit 20 --executor ensemble
+      vla rollout "pick up the red block and put it in the bowl" --seed 7 --time-limit 20 --executor ensemble
     """
     from rich.console import Console
 

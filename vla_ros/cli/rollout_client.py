@@ -11,6 +11,7 @@ import rclpy
 from lifecycle_msgs.srv import GetState
 from rclpy.action import ActionClient
 from rclpy.action.client import ClientGoalHandle
+from rclpy.client import Client
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
@@ -54,6 +55,7 @@ class RolloutClient:
         self.recorder = Recorder(self._node, rig, record_frames)
         self.feedback = ExecuteTask.Feedback()
         self._heard_s = 0.0
+        self._mover: Client | None = None
 
     def __enter__(self) -> RolloutClient:
         return self
@@ -112,7 +114,8 @@ class RolloutClient:
         """
         reply = self._call(ResetScene, "/simulation/reset", ResetScene.Request(seed=seed, task=task))
         if not reply.success:
-            raise DeviceError(f"the simulation could not be reset (seed {seed}, task '{task}'): {reply.message}")
+            hint = "; words of your own need --task with one of these" if "valid: " in reply.message else ""
+            raise DeviceError(f"the simulation could not be reset (seed {seed}, task '{task}'): {reply.message}{hint}")
         self._turn_for(_SETTLE_S)
         self.recorder.forget_outcome()
         return reply.task
@@ -135,10 +138,10 @@ class RolloutClient:
 
     def move_object(self, dx_m: float, dy_m: float) -> Future:
         """Asks the simulation to shift the object that the task names; the future's result has `success` and `message`."""
-        client = self._node.create_client(MoveObject, "/simulation/move_object")
-        if not client.wait_for_service(timeout_sec=2.0):
+        self._mover = self._mover or self._node.create_client(MoveObject, "/simulation/move_object")
+        if not self._mover.wait_for_service(timeout_sec=2.0):
             raise DeviceError("nobody offers /simulation/move_object; is this a simulated rig?")
-        return client.call_async(MoveObject.Request(dx_m=dx_m, dy_m=dy_m))
+        return self._mover.call_async(MoveObject.Request(dx_m=dx_m, dy_m=dy_m))
 
     def execute(
         self, instruction: str, time_limit_s: float, executor: str = "", *, task: str = "", seed: int | None = None,
@@ -169,6 +172,9 @@ class RolloutClient:
         except KeyboardInterrupt:
             handle.cancel_goal_async()
             ended = self._turn_until(result.done, _END_GRACE_S)
+        except BaseException:  # whatever it was: the robot must not go on when nobody watches any more
+            handle.cancel_goal_async()
+            raise
         self.recorder.end(self._now_ns())
         if not ended:
             raise DeviceError(f"the policy node gave no result within {time_limit_s + _END_GRACE_S:.0f} s; its log says why")

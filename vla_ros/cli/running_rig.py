@@ -33,13 +33,15 @@ class OwnDomain:
 
     def __init__(self) -> None:
         for domain in _DOMAINS:
-            lock = (Path(tempfile.gettempdir()) / f"vla_ros-domain-{domain}.lock").open("a")  # held open: the lock lives with it
+            lock = _open_lock(Path(tempfile.gettempdir()) / f"vla_ros-domain-{domain}.lock")
+            if lock is None:
+                continue
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 lock.close()
                 continue
-            self.id, self._lock = domain, lock
+            self.id, self._lock = domain, lock  # held open: the lock lives with it
             return
         raise DeviceError(f"all ROS domains from {_DOMAINS[0]} to {_DOMAINS[-1]} are in use by other vla processes; end some of them")
 
@@ -50,6 +52,16 @@ class OwnDomain:
 
     def close(self) -> None:
         self._lock.close()
+
+
+def _open_lock(path: Path) -> TextIO | None:
+    """Opens a lock file for reading, which is enough for a lock: it may be another user's. None: not even that is allowed."""
+    try:
+        if not path.exists():
+            path.touch(mode=0o644)
+        return path.open()
+    except PermissionError:
+        return None
 
 
 def write_own_rig(rig: str, address: str, folder: Path) -> Path:

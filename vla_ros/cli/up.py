@@ -31,7 +31,7 @@ def up(
 
       vla up franka_sim --policy script --executor ensemble
 
-      vla up franka --no-policy
+      vla up franka_sim --no-policy
     """
     from vla_ros.cli.environment import environment
     from vla_ros.cli.processes import die_with_parent, full_name, run_nodes

@@ -14,6 +14,7 @@ from vla_ros.core.executors import make_executor, parse_executor
 # Beside a simulator that must keep real time, pictures give way. The policy node must not, for it times the commands: it lets only its
 # inference thread give way.
 CAMERA_NICE = 5
+EXTERNAL = "external"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class RobotRig:
 @dataclass(frozen=True)
 class CameraRig:
     """Who reads one camera: `driver` is a name of `cameras.CAMERAS` or module:Class, `options` its keyword arguments.
+
+    `external` means that a node of another package publishes `/camera/<name>/color/*`; this rig then starts none.
 
     A picture that stays identical for `frozen_after_s` while its stamps advance is a frozen camera; 0 switches the test off.
     """
@@ -175,7 +178,8 @@ def node_specs(rig: Rig, *, policy: str | None = None, executor: str | None = No
     specs += [NodeSpec("vla_ros", "robot_node", name, parameters=common | {"device": name}) for name in rig.robots]
     specs += [
         NodeSpec("vla_ros", "camera_node", name, "/camera", common | {"device": name}, nice=CAMERA_NICE if simulated else 0)
-        for name in rig.cameras
+        for name, camera in rig.cameras.items()
+        if camera.driver != EXTERNAL
     ]
     specs.append(NodeSpec("vla_ros", "proprioception_node", "proprioception", parameters=dict(common)))
     if with_policy:

@@ -17,13 +17,14 @@ def percentiles(values: Iterable[float], *names: str) -> dict[str, float | None]
     if not array.size:
         return dict.fromkeys(names)
     special = {"max": np.max, "mean": np.mean}
-    return {name: float(special[name](array) if name in special else np.percentile(array, float(name[1:]))) for name in names}
+    values = {name: special[name](array) if name in special else np.percentile(array, float(name[1:])) for name in names}
+    return {name: float(f"{value:.6g}") for name, value in values.items()}  # more digits than were measured help nobody
 
 
 class RolloutStatistics:
     """Counts and samples of one rollout; `summary` has the keys of `vla demo --json`.
 
-    Lists are in ms, rad, m, s; `holds` are {"reason", "start_s", "duration_s"}; `rejected` counts by name.
+    `holds` are {"reason", "t_s", "duration_s"}; `rejected` counts by name.
     """
 
     def __init__(self) -> None:
@@ -33,7 +34,7 @@ class RolloutStatistics:
         self.tick_late_ms: list[float] = []
         self.boundary_jump_rad: list[float] = []
         self.boundary_jump_m: list[float] = []
-        self.prediction_age_s: list[float] = []
+        self.prediction_age_ms: list[float] = []
         self.holds: list[dict[str, object]] = []
         self.rejected: Counter[str] = Counter()
         self._hand_overs = 0
@@ -48,7 +49,7 @@ class RolloutStatistics:
         """The control timer asked the executor: how late the timer was, and the figures after it. Each hand-over is taken once."""
         self.tick_late_ms.append(late_s * 1e3)
         if figures.live and figures.prediction_age_s is not None:
-            self.prediction_age_s.append(figures.prediction_age_s)
+            self.prediction_age_ms.append(figures.prediction_age_s * 1e3)
         if figures.hand_overs == self._hand_overs:
             return
         self._hand_overs = figures.hand_overs
@@ -66,7 +67,7 @@ class RolloutStatistics:
             "tick_late_ms": percentiles(self.tick_late_ms, "p50", "p99", "max"),
             "boundary_jump_rad": percentiles(self.boundary_jump_rad, "p50", "p99"),
             "boundary_jump_m": percentiles(self.boundary_jump_m, "p50", "p99"),
-            "prediction_age_s": percentiles(self.prediction_age_s, "p50", "p99", "mean"),
+            "prediction_age_ms": percentiles(self.prediction_age_ms, "p50", "p99"),
             "holds": list(self.holds),
             "rejected": dict(self.rejected),
         }

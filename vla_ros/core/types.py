@@ -162,10 +162,6 @@ class ActionChunk:
         object.__setattr__(self, "channels", _channels(self.channels, data.shape[1], "action chunk"))
 
     @property
-    def dt_ns(self) -> int:
-        return round(self.dt_s * 1e9)
-
-    @property
     def end_ns(self) -> int:
         """The instant of the last row."""
         return self.stamp_ns + round((self.data.shape[0] - 1) * self.dt_s * 1e9)

@@ -41,7 +41,10 @@ class CameraNode(VlaNode):
         if name not in rig.cameras:
             raise ConfigError(f"rig {rig.name} has no camera '{name}'; {did_you_mean(name, rig.cameras)}")
         camera = rig.cameras[name]
-        driver = load_device(CAMERAS, camera.driver)(name, **camera.options)
+        try:
+            driver = load_device(CAMERAS, camera.driver)(name, **camera.options)
+        except TypeError as error:
+            raise ConfigError(f"{rig.path}: cameras.{name}.options of driver '{camera.driver}': {error}") from error
         self._wanted_hz = float(camera.options.get("fps", 0.0))
         self._stream = CameraStream(driver, f"{name}_color_optical_frame", _SILENCE_S, camera.frozen_after_s or None)
         self._stream.start(self.steady_ns())

@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from vla_ros.core.errors import ConfigError, PolicyError, VlaError
 from vla_ros.core.interfaces import Policy
 from vla_ros.core.rig import Rig
-from vla_ros.core.types import Inference, Observation
+from vla_ros.core.types import ActionChunk, Inference, Observation
 from vla_ros.policies import load_policy
 
 Answer = tuple[Inference, float]
@@ -96,13 +96,15 @@ class InferenceWorker:
 
     def _run(self) -> None:
         if self._nice:  # on Linux priorities belong to threads
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._nice)
+            os.nice(self._nice)
         while (call := self._work.get()) is not None:
             start_s = time.perf_counter()
             try:
                 inference = call()
-                if not isinstance(inference, Inference):
-                    raise PolicyError(f"{self.spec.name}: infer returned {type(inference).__name__}, expected Inference")
+                if not isinstance(inference, Inference) or not isinstance(inference.chunk, ActionChunk):
+                    raise PolicyError(
+                        f"{self.spec.name}: infer returned {type(inference).__name__}, expected Inference with an ActionChunk"
+                    )
                 self._answers.put((inference, time.perf_counter() - start_s))
             except VlaError as error:
                 self._answers.put(error)

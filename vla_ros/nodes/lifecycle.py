@@ -44,10 +44,10 @@ class VlaNode(LifecycleNode):
 
     def __init__(self, name: str, **kwargs) -> None:
         super().__init__(name, **kwargs)
-        self.rig_name: str = self.parameter("rig", "", "Rig: a name in config/rigs or the path of a YAML file", read_only=True)
-        device: str = self.parameter("device", "", "Key of this device in the rig; the node's name if empty", read_only=True)
+        self.rig_name: str = self.parameter("rig", "", "Rig: a name in config/rigs or the path of a YAML file")
+        device: str = self.parameter("device", "", "Key of this device in the rig; the node's name if empty")
         self.device_name = device or self.get_name()
-        autostart = self.parameter("autostart", True, "Configure and activate without being told", read_only=True)
+        autostart = self.parameter("autostart", True, "Configure and activate without being told")
         self.steady_clock = Clock(clock_type=ClockType.STEADY_TIME)
         self._failure: VlaError | None = None
         self._retry_s = _FIRST_RETRY_S
@@ -94,11 +94,9 @@ class VlaNode(LifecycleNode):
         """ROS time in ns since the epoch (simulated time with `use_sim_time`)."""
         return self.get_clock().now().nanoseconds
 
-    def parameter(
-        self, name: str, default, description: str, *, low: float | None = None, high: float | None = None, read_only: bool = False
-    ):
-        """Declares a parameter with its description and range, and returns its value (an integer given for a float is taken)."""
-        descriptor = ParameterDescriptor(description=description, read_only=read_only, dynamic_typing=isinstance(default, float))
+    def parameter(self, name: str, default, description: str, *, low: float | None = None, high: float | None = None):
+        """Declares a read-only parameter (it is read once, here) and returns its value; an integer given for a float is taken."""
+        descriptor = ParameterDescriptor(description=description, read_only=True, dynamic_typing=isinstance(default, float))
         if low is not None and high is not None:
             if isinstance(default, float):
                 descriptor.floating_point_range = [FloatingPointRange(from_value=float(low), to_value=float(high))]

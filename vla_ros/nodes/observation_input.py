@@ -8,7 +8,7 @@ from functools import partial
 from sensor_msgs.msg import Image
 
 from vla_msgs.msg import FrameMetadata, Proprioception
-from vla_ros.core.errors import DataError
+from vla_ros.core.errors import DataError, VlaError
 from vla_ros.core.observation import ObservationBuffer
 from vla_ros.nodes import images, msgs, qos
 from vla_ros.nodes.lifecycle import VlaNode
@@ -46,7 +46,7 @@ class ObservationInput:
             self.counts[camera].received(msgs.stamp_ns(message.header.stamp))
         try:
             self.buffer.add_frame(camera, images.frame_of(message))
-        except DataError as error:
+        except VlaError as error:
             self._refuse(f"camera {camera}", error)
 
     def _on_metadata(self, camera: str, message: FrameMetadata) -> None:
@@ -59,7 +59,7 @@ class ObservationInput:
         except DataError as error:
             self._refuse("proprioception", error)
 
-    def _refuse(self, topic: str, error: DataError) -> None:
+    def _refuse(self, topic: str, error: VlaError) -> None:
         """What cannot be used does not come: the buffer will call it stale; here is why."""
         self.invalid[topic] += 1
         self._node.get_logger().error(f"{topic}: {error}", throttle_duration_sec=1.0)

@@ -52,12 +52,12 @@ class PolicyNode(VlaNode):
     def setup(self) -> None:
         rig = load_rig(self.rig_name)
         section = rig.policy or PolicyRig(self._checkpoint)
-        self._checkpoint = self._checkpoint or section.checkpoint
+        self._loaded = self._checkpoint or section.checkpoint
         self._executor = parse_executor(self._executor_text) if self._executor_text else dict(section.executor)
         make_executor(**self._executor)
         self._embodiment, self._inference_s = rig.embodiment, 1 / section.inference_hz
         self._period_ns = round(1e9 / rig.embodiment.control.rate_hz)
-        policy = load_for_rig(self._checkpoint, rig)
+        policy = load_for_rig(self._loaded, rig)
         self._worker = InferenceWorker(policy, lambda error: self.get_logger().error(f"the policy raised {error!r}"), self._nice)
         self._input = ObservationInput(self, ObservationBuffer(policy.spec.cameras, self._max_age_s, rig.frozen_after_s()))
         self._reports: dict[str, msgs.RobotReport] = {}
@@ -65,7 +65,7 @@ class PolicyNode(VlaNode):
         self._topics = RolloutTopics(self)
         self._close = [self._worker.close, self._input.close, self._robots.close, self._topics.close]
         self._make_interfaces()
-        self.get_logger().info(f"policy {policy.spec.name} ({self._checkpoint}), executor {self._executor}")
+        self.get_logger().info(f"policy {policy.spec.name} ({self._loaded}), executor {self._executor}")
 
     def _make_interfaces(self) -> None:
         outcome = self.create_subscription(TaskOutcome, "/task_outcome", self._on_outcome, qos.STATE)
@@ -93,7 +93,7 @@ class PolicyNode(VlaNode):
         self._close = []
 
     def diagnose(self) -> Health:
-        return health(self._rollout, {"checkpoint": self._checkpoint, "executor": self._executor, "invalid": dict(self._input.invalid)})
+        return health(self._rollout, {"checkpoint": self._loaded, "executor": self._executor, "invalid": dict(self._input.invalid)})
 
     # A goal, from its request to its result.
 
@@ -169,7 +169,7 @@ class PolicyNode(VlaNode):
 
     def _on_result(self, handle: ServerGoalHandle) -> ExecuteTask.Result:
         {ABORTED: handle.abort, CANCELED: handle.canceled}.get(self._rollout.outcome, handle.succeed)()
-        return result_msg(self._rollout)
+        return result_msg(self._rollout, self._chosen_executor["name"])
 
     # What arrives and what is told.
 

@@ -55,6 +55,8 @@ class RobotLinks:
     def select(self, source: str) -> None:
         """Asks all robots to follow `source`; `answer` tells how it went."""
         self._asked, self._asked_ns = source, self._node.steady_ns()
+        for name, call in self._calls.items():
+            self._clients[name].remove_pending_request(call)
         ready = {name: client for name, client in self._clients.items() if client.service_is_ready()}
         self._calls = {name: client.call_async(SetSource.Request(source=source)) for name, client in ready.items()}
 

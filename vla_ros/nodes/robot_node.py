@@ -145,6 +145,7 @@ class RobotNode(VlaNode):
     async def _on_recover(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         try:
             gate = self._active_gate()
+            gate.stop("recovering", "~/recover was called")  # whoever drives, stops first
             gate.release()
             recovery = self._recovery.begin(self._robot, self.executor)
             error = await recovery

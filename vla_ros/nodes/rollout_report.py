@@ -73,9 +73,9 @@ def status_msg(rollout: Rollout | None, now_ns: int, policy: str, executor: str)
     return message
 
 
-def result_msg(rollout: Rollout) -> ExecuteTask.Result:
+def result_msg(rollout: Rollout, executor: str) -> ExecuteTask.Result:
     """How an ended rollout went; figures without a sample are null in the JSON."""
-    statistics = json.dumps(rollout.result(), allow_nan=False)
+    statistics = json.dumps({"executor": executor, **rollout.result()}, allow_nan=False)
     return ExecuteTask.Result(outcome=rollout.outcome, reason=rollout.reason, duration_s=rollout.duration_s, statistics=statistics)
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from vla_ros.core.statistics import RolloutStatistics, percentiles
+from vla_ros.core.statistics import RolloutStatistics
 
 # An image may still be on its way when its metadata is here.
 _FRAME_GRACE_NS = 200_000_000
@@ -65,8 +65,6 @@ class TaskStatistics(RolloutStatistics):
         """Returns what goes into the result's JSON for a rollout from `start_ns` to `end_ns`."""
         self.holds = [_entry(hold, start_ns, end_ns) for hold in self._holds]
         figures = self.summary()
-        del figures["prediction_age_s"]
-        figures["prediction_age_ms"] = percentiles([1e3 * age_s for age_s in self.prediction_age_s], "p50", "p99")
         figures["frames"] = {name: count.between(start_ns, end_ns - _FRAME_GRACE_NS) for name, count in self.frames.items()}
         figures["rejected"] = dict(sorted((self.rejected + Counter(rejected_by_robots)).items()))
         return figures
@@ -74,4 +72,8 @@ class TaskStatistics(RolloutStatistics):
 
 def _entry(hold: Hold, start_ns: int, end_ns: int) -> dict[str, object]:
     last_ns = end_ns if hold.end_ns is None else hold.end_ns
-    return {"reason": hold.reason, "t_s": (hold.start_ns - start_ns) * 1e-9, "duration_s": (last_ns - hold.start_ns) * 1e-9}
+    return {
+        "reason": hold.reason,
+        "t_s": round((hold.start_ns - start_ns) * 1e-9, 3),
+        "duration_s": round((last_ns - hold.start_ns) * 1e-9, 3),
+    }

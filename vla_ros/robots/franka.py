@@ -81,12 +81,14 @@ class Franka:
         self._lock = threading.RLock()
         self._link: FrankaLink | None = None
         self._gripper: FrankaGripper | None = None
+        self._closed = False
         self._last: tuple[str, int, np.ndarray, np.ndarray] | None = None  # mode, stamp, target, feed-forward
 
     def connect(self) -> None:
         """Opens arm and hand. Raises DeviceError with the address and the fix; an open link stays as it is."""
         if self._link is not None:
             return
+        self._closed = False
         link = FrankaLink(self.address, **self._link_options)
         try:
             if self.robot.gripper is not None:
@@ -152,13 +154,16 @@ class Franka:
         except (StaleData, DeviceError):
             self._drop()
             self.connect()
-            sample = self._link.sample()
+            if self._closed:  # while this thread waited for the link
+                self._drop()
+            sample = self._open_link().sample()
         if sample.fault:
             self._link.clear_faults(self._timeout_s)
         self.stop()
 
     def close(self) -> None:
         """Holds, then closes the link. Idempotent."""
+        self._closed = True
         try:
             self.stop()
             deadline = time.monotonic() + self._hold_after_s
@@ -223,10 +228,11 @@ class Franka:
         return pose_vector(displaced(self._kinematics.forward(position), (twist - bias) / self._gain_hz))
 
     def _command_gripper(self, action: Action) -> None:
-        if self._gripper is None:
+        gripper = self._gripper  # recover, in its thread, may take it away
+        if gripper is None:
             return
         for name, value in zip(action.channels, action.data, strict=True):
             if name == "gripper.width":
-                self._gripper.want_width(float(value))
+                gripper.want_width(float(value))
             elif name == "gripper.closed":
-                self._gripper.want_closed(float(value))
+                gripper.want_closed(float(value))

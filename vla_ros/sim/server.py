@@ -71,6 +71,7 @@ class TabletopServer:
         try:
             self._server.init()
         except OSError as error:
+            self._server.cleanup()
             raise DeviceError(
                 f"the simulated control box cannot listen on {self.address}, ports 1337 and 1338 ({error}):"
                 " is another simulation running there? change simulation.address in the rig"
@@ -81,7 +82,6 @@ class TabletopServer:
         self._mirror = MirrorWriter(mirror_path(self.address, self._domain), self._model.nq)
         self._step = 0
         self._place(self._seed, task_of_seed(self._seed).text)
-        self._lost_s = 0.0
         self._clock.append((time.monotonic(), self._step))
         self._running.set()
         self._thread = threading.Thread(target=self._run, name="simulation", daemon=True)
@@ -136,11 +136,6 @@ class TabletopServer:
         began_s, began = self._clock[0]
         return (self._step - began) * STEP_S / max(time.monotonic() - began_s, 1e-9)
 
-    @property
-    def lost_s(self) -> float:
-        """Time (s) by which the clock was set back since the start, because the machine was busy."""
-        return self._lost_s
-
     def close(self) -> None:
         """Ends the thread, closes the ports and removes the mirror. Idempotent."""
         self._running.clear()
@@ -170,7 +165,6 @@ class TabletopServer:
                 if ahead > 0:
                     time.sleep(ahead)
                 elif ahead < -_LATE_S:
-                    self._lost_s -= ahead
                     deadline = time.monotonic()
         except BaseException as error:  # whatever it was, callers must hear of it
             _log.exception("the simulation stopped")
