@@ -44,6 +44,7 @@ class FakeWorker:
 
     def infer(self, observation: Observation) -> None:
         self.calls += 1
+        self.prefix = observation.prefix
         self._ask(observation)
 
     def _ask(self, observation: Observation) -> None:
@@ -466,3 +467,23 @@ def test_the_worker_warms_up_resets_and_carries_errors():
         answer("nothing")
     assert worker.idle() and answer("again")[1] >= 0.0
     worker.close()
+
+
+def test_rtc_hands_the_committed_actions_to_the_policy():
+    rig = Rig(executor="rtc")
+    rig.run(1.0)
+    prefix = rig.worker.prefix
+    assert prefix.stamp_ns <= rig.stamp_ns and prefix.channels == CHANNELS
+    assert prefix.data.shape == (16, 7) and prefix.weights[0] == 1.0, "the chunk needs 40 ms: one row is committed"
+    assert prefix.weights[1] < 1.0
+    plain = Rig()
+    plain.run(1.0)
+    assert plain.worker.prefix is None
+
+
+def test_rtc_refuses_a_policy_that_is_slower_than_its_chunk():
+    rig = Rig(executor="rtc")
+    rig.run(0.5)
+    rig.rollout.statistics.observation_age_ms.append(1700.0)
+    rig.tick(0.2)
+    assert rig.rollout.stage is Stage.ENDED and "does not fit in a chunk of 16 rows" in rig.rollout.reason

@@ -49,6 +49,22 @@ def test_a_sourced_distribution_is_found_with_its_python(tmp_path: Path, monkeyp
     assert machine.find_ros(ROOT / ".venv") == WHEELS
 
 
+def test_a_forgotten_source_keeps_the_distribution_that_the_environment_was_made_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    prefix = tmp_path / "opt"
+    (prefix / "lib/python3.12/site-packages/rclpy").mkdir(parents=True)
+    monkeypatch.setattr(setup_env, "VENV", tmp_path)
+    monkeypatch.setenv("ROS_DISTRO", "")
+    monkeypatch.delenv("AMENT_PREFIX_PATH", raising=False)
+    record = {"kind": "distribution", "environment": {"AMENT_PREFIX_PATH": f"{tmp_path}{os.pathsep}{prefix}", "ROS_DISTRO": "jazzy"}}
+    (tmp_path / "ros.json").write_text(json.dumps(record))
+    setup_env.source_again()
+    assert machine.find_ros(tmp_path) == JAZZY
+    monkeypatch.delenv("AMENT_PREFIX_PATH")
+    (tmp_path / "ros.json").write_text(json.dumps({"kind": "wheels", "environment": {"AMENT_PREFIX_PATH": str(tmp_path)}}))
+    setup_env.source_again()
+    assert machine.find_ros(tmp_path) == WHEELS
+
+
 def test_constraints_pin_torch_on_a_cpu_and_numpy_only_beside_the_wheels():
     text = (ROOT / "requirements" / "constraints.txt").read_text()
     assert "://" not in text

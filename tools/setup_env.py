@@ -34,6 +34,7 @@ BUILDER_PATHS = {  # what the wheels' CMake files name -> how this Python calls 
 
 def main() -> int:
     """Runs the steps that are due. Returns the exit status."""
+    source_again()
     ros = find_ros(VENV)
     keys = step_keys(ros)
     due = [step for step, key in keys.items() if not is_done(step, key)]
@@ -62,6 +63,16 @@ def main() -> int:
         return 1
     say("done: .venv/bin/vla doctor, .venv/bin/vla demo")
     return 0
+
+
+def source_again() -> None:
+    """Sources what .venv was made with, where this shell has no ROS: a forgotten `source` must not rebuild it with the wheels."""
+    record = VENV / "ros.json"
+    if "AMENT_PREFIX_PATH" in os.environ or not record.is_file():
+        return
+    made_with = json.loads(record.read_text())
+    if made_with["kind"] == "distribution":
+        os.environ.update(made_with["environment"])
 
 
 def step_keys(ros: Ros) -> dict[str, str]:

@@ -35,7 +35,7 @@ class Recorder:
         self._recording = False
         self._clock = node.get_clock()
         self._robot_states: dict[str, int] = {}
-        self._robots = set(rig.robots)
+        self._robots, self._cameras = set(rig.robots), tuple(rig.cameras)
         self._several = len(rig.robots) > 1
         cv2.setNumThreads(1)
         for name in rig.robots:
@@ -48,7 +48,7 @@ class Recorder:
 
     def begin(self, now_ns: int) -> None:
         """Starts a new record."""
-        self.record = RolloutRecord(start_ns=now_ns, end_ns=now_ns)
+        self.record = RolloutRecord(frames={name: [] for name in self._cameras}, start_ns=now_ns, end_ns=now_ns)
         self._recording = True
 
     def started(self, start_ns: int) -> None:

@@ -99,13 +99,32 @@ class Proprioception:
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """The committed actions, at the row times of the chunk that is about to be inferred: row k is for `stamp_ns + k * dt_s`.
+
+    `data` [T, D] absolute targets named by `channels`; `weights` [T] of the guidance: 1 for rows that will have been executed when the
+    chunk arrives, falling to 0. Rows past the end of the committed chunk repeat its last row and have weight 0: never read them alone.
+    """
+
+    stamp_ns: int
+    dt_s: float
+    channels: tuple[str, ...]
+    data: np.ndarray
+    weights: np.ndarray
+
+
+@dataclass(frozen=True)
 class Observation:
-    """What a policy sees: one instant `stamp_ns` (the oldest camera's capture stamp), newest frames, state sampled at that instant."""
+    """What a policy sees: one instant `stamp_ns` (the oldest camera's capture stamp), newest frames, state sampled at that instant.
+
+    With the `rtc` executor, `prefix` is what is already committed from there on: a flow policy continues it, others do not look at it.
+    """
 
     stamp_ns: int
     frames: dict[str, Frame]
     proprioception: Proprioception
     instruction: str
+    prefix: Prefix | None = None
 
 
 @dataclass(frozen=True)

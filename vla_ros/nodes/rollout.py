@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -18,6 +19,7 @@ SOURCE = "policy"
 SUCCESS, FAILURE, TIME_LIMIT, CANCELED, ABORTED = "success", "failure", "time_limit", "canceled", "aborted"
 NO_ACTION = "no_live_action"
 FIRST_CHUNK = "waiting for the first chunk"
+_DELAY_CHUNKS = 10  # as in RTC: the longest delay of the last ones is expected again
 
 
 class Stage(Enum):
@@ -206,9 +208,19 @@ class Rollout:
         """Starts the next inference when it is due, the last one is done and there are new frames."""
         if now_ns < self._due_ns or self._worker.busy or observation.stamp_ns <= self._seen_ns:
             return
-        self._worker.infer(observation)
+        try:
+            self._worker.infer(self._continued(observation))
+        except StaleData as error:
+            self._refuse(now_ns, error)
+            return
         self._seen_ns, self._asked_ns = observation.stamp_ns, now_ns
         self._due_ns = max(self._due_ns, now_ns - self._period_ns) + self._period_ns
+
+    def _continued(self, observation: Observation) -> Observation:
+        """Hands over what the executor has committed, for as long as chunks have lately needed until they were usable."""
+        late_ms = max(self.statistics.observation_age_ms[-_DELAY_CHUNKS:], default=0.0)
+        delay_steps = math.ceil(late_ms * 1e-3 / self._worker.spec.dt_s)
+        return replace(observation, prefix=self._executor.prefix(observation.stamp_ns, delay_steps))
 
     def _act(self, now_ns: int, problem: str, late_s: float) -> Action | None:
         """The action for now. Without one, or without a fresh view of the world, it holds, and not for ever."""

@@ -12,10 +12,10 @@ import inspect
 from vla_ros.core.errors import ConfigError, did_you_mean
 from vla_ros.core.executors.base import Executor, Figures
 from vla_ros.core.executors.ensemble import EnsembleExecutor
-from vla_ros.core.executors.rtc import Prefix, RtcExecutor, prefix_weights
+from vla_ros.core.executors.rtc import RtcExecutor, prefix_weights
 from vla_ros.core.executors.single import ChunkExecutor, FirstExecutor
 
-__all__ = ["EXECUTORS", "Executor", "Figures", "Prefix", "RtcExecutor", "make_executor", "parse_executor", "prefix_weights"]
+__all__ = ["EXECUTORS", "Executor", "Figures", "RtcExecutor", "make_executor", "parse_executor", "prefix_weights"]
 
 EXECUTORS: dict[str, type[Executor]] = {
     "chunk": ChunkExecutor,

@@ -12,7 +12,7 @@ from vla_ros.core.channels import Groups, group
 from vla_ros.core.errors import DataError
 from vla_ros.core.executors.timeline import Samples, Timeline
 from vla_ros.core.rotations import angle_between
-from vla_ros.core.types import Action, ActionChunk
+from vla_ros.core.types import Action, ActionChunk, Prefix
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,10 @@ class Executor:
             self._newest, self._used = numbers[-1], numbers
             self._age_s = float(weights @ samples.ages_s)
         return Action(self._channels, data, t_ns)
+
+    def prefix(self, t_ns: int, delay_steps: int) -> Prefix | None:
+        """What the policy is to continue in a chunk with the stamp `t_ns`; None: this executor needs no continuation (see `rtc`)."""
+        return None
 
     @property
     def figures(self) -> Figures:

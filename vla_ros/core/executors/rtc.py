@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from vla_ros.core.errors import ConfigError, StaleData
 from vla_ros.core.executors.single import FirstExecutor
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """The committed actions, at the row times of the chunk that is about to be inferred: row k is for `stamp_ns + k * dt_s`.
-
-    `data` [T, D] absolute targets named by `channels`; `weights` [T] of the guidance: 1 for rows that will have been executed when the
-    chunk arrives, falling to 0. Rows past the end of the committed chunk repeat its last row and have weight 0: never read them alone.
-    """
-
-    stamp_ns: int
-    dt_s: float
-    channels: tuple[str, ...]
-    data: np.ndarray
-    weights: np.ndarray
+from vla_ros.core.types import Prefix
 
 
 def prefix_weights(horizon: int, delay_steps: int, execution_horizon: int) -> np.ndarray:
