@@ -166,11 +166,11 @@ def test_shipped_rig_and_its_nodes() -> None:
         ("  wrist:", "  rist:", r"rig.yaml:\d+: cameras.rist: embodiment franka has no such entry; did you mean 'wrist'\?"),
         ("  arm:", "  left:", r"rig.yaml:8: robots.left: embodiment franka has no such entry"),
         (
-            "executor: {name: first}",
+            "executor: {name: ensemble, weighting: age}",
             "executor: {name: fist}",
             r"rig.yaml:\d+: policy.executor: executor 'fist' is unknown; did you mean 'first'",
         ),
-        ("executor: {name: first}", "executor: {}", r"policy.executor: the key name is missing"),
+        ("executor: {name: ensemble, weighting: age}", "executor: {}", r"policy.executor: the key name is missing"),
         ("inference_hz: 10", "inference_hz: 0", r"policy.inference_hz: 0.0, expected above 0"),
         ("seed: 0", "sed: 0", r"rig.yaml:6: simulation.sed: unknown key; did you mean 'seed'"),
         (

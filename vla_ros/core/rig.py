@@ -57,7 +57,7 @@ class PolicyRig:
 
     checkpoint: str
     inference_hz: float = 10.0
-    executor: dict[str, object] = field(default_factory=lambda: {"name": "first"})
+    executor: dict[str, object] = field(default_factory=lambda: {"name": "ensemble", "weighting": "age"})
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if not 0 < self.inference_hz <= 1000:
