@@ -42,7 +42,7 @@ def demo(
 
       vla demo --seed 3 --instruction "pick up the green block and put it in the bowl" --headless
 
-      vla demo --policy script --executor ensemble --out /tmp/demo
+      vla demo --policy script --executor first --out demo
     """
     from rich.console import Console
 
