@@ -57,7 +57,9 @@ class Bench:
         wait_for(lambda: self.witness.robot_says(first.stamp_ns + 1e9), "a second of hold")
         log = self.witness.motion()
         before = log[(log[:, 0] > first.stamp_ns - 1e9) & (log[:, 0] <= first.stamp_ns)]
-        assert before[:, 2].max() > MOVING_RAD_S, "the arm did not move before the fault, so its hold shows nothing"
+        assert before[:, 2].max() > MOVING_RAD_S, (
+            f"the arm stood before the fault was named; what was said: {self.witness.naming('', self.fault_ns)[:30]}"
+        )
         after = log[log[:, 0] > first.stamp_ns]
         held_s = LOG_S * int(np.flatnonzero(np.append(True, after[:, 2] > REST_RAD_S))[-1])
         print(f"{first.node} '{first.text[:100]}': from {before[-1, 2]:.2f} rad/s at rest after {held_s * 1e3:.0f} ms")
@@ -133,7 +135,8 @@ def test_camera_stopped(bench: Bench, camera: str, signum: signal.Signals):
     try:
         outcome = bench.execute("circle", node, signum)
         assert outcome.outcome == "aborted" and outcome.reason.startswith(words)
-        # A process killed while it held shared memory can make the other camera late first: then that one is the first reason.
+        # Seen once in five runs: the arm already stood when the killed camera was first named. Why was not found; the other camera
+        # may have been late first, so either counts as the detection.
         bench.check_hold("camera ")
         bench.check_diagnostic("/policy", words)
     finally:
