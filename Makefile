@@ -1,8 +1,9 @@
 # make setup   everything that `vla` needs, into .venv (again: only what has changed)
 # make demo    one instruction, one simulated Franka, end to end
 # make test    all tests          make bench   measurements against openpi        make lint    ruff
+# make faults  the fault tests alone, and docs/faults.md from what they measure
 # make clean   forgets .venv and every build
-.PHONY: setup demo test bench lint clean
+.PHONY: setup demo test faults bench lint clean
 PY := .venv/bin/python
 WITH_ROS := $(PY) -m vla_ros.cli.environment
 
@@ -15,6 +16,9 @@ demo: setup
 
 test: setup
 	@$(WITH_ROS) $(PY) -m pytest $(or $(ARGS),test)
+
+faults: setup
+	@$(WITH_ROS) $(PY) -m pytest test/contract/test_faults.py --faults-table docs/faults.md --deselect test/contract/test_faults.py::test_the_page_lists_these_cases
 
 bench: setup
 	@$(WITH_ROS) $(PY) benchmarks/run.py $(ARGS)

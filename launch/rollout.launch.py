@@ -1,4 +1,4 @@
-"""Starts a whole rig: its devices, its policy, robot_state_publisher where it is installed, rviz on request.
+"""Starts a whole rig: what bringup.launch.py starts, its policy, rviz on request.
 
 ros2 launch vla_ros rollout.launch.py rig:=franka policy:=robovlms_franka executor:=ensemble rviz:=true
 Then: vla rollout "pick up the red block and put it on the plate" --rig franka
@@ -6,14 +6,12 @@ Then: vla rollout "pick up the red block and put it on the plate" --rig franka
 
 from pathlib import Path
 
-from ament_index_python.packages import get_packages_with_prefixes
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
 from launch.conditions import IfCondition
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
-from launch_ros.parameter_descriptions import ParameterValue
 
 from vla_ros.core.embodiment import config_dir
 from vla_ros.core.rig import load_rig, node_specs
@@ -26,14 +24,6 @@ def policy(context: LaunchContext) -> list:
     return [launch_node(spec) for spec in specs if spec.executable == "policy_node"]
 
 
-def transforms(context: LaunchContext) -> list:
-    if "robot_state_publisher" not in get_packages_with_prefixes():
-        return []  # not among the ROS wheels; only rviz and tf need it
-    urdf = Path(load_rig(context.launch_configurations["rig"]).embodiment.urdf).read_text()
-    description = ParameterValue(urdf, value_type=str)  # launch_ros would read it as YAML
-    return [Node(package="robot_state_publisher", executable="robot_state_publisher", parameters=[{"robot_description": description}])]
-
-
 def generate_launch_description() -> LaunchDescription:
     bringup = PythonLaunchDescriptionSource(str(Path(__file__).with_name("bringup.launch.py")))
     return LaunchDescription(
@@ -44,7 +34,6 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument("rviz", default_value="false", choices=["true", "false"], description="start rviz2"),
             IncludeLaunchDescription(bringup, launch_arguments={"rig": LaunchConfiguration("rig")}.items()),
             OpaqueFunction(function=policy),
-            OpaqueFunction(function=transforms),
             Node(
                 package="rviz2",
                 executable="rviz2",

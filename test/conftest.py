@@ -12,3 +12,11 @@ if any(_wanted.get(name) != os.environ.get(name) for name in ("LD_LIBRARY_PATH",
         "ROS is not sourced in this shell: use `make test`, or `.venv/bin/python -m vla_ros.cli.environment .venv/bin/python -m pytest`", 4
     )
 os.environ.update(_wanted)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("vla_ros")
+    group.addoption("--hardware", metavar="RIG", help="run test/contract/test_robots.py on the real robot of config/rigs/RIG.yaml")
+    group.addoption("--arm", metavar="NAME", help="with --hardware: which arm of the rig, the first one by default")
+    group.addoption("--yes", action="store_true", help="with --hardware: do not ask before the robot moves")
+    group.addoption("--faults-table", metavar="FILE", help="write what test/contract/test_faults.py measures into this page")

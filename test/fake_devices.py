@@ -12,9 +12,9 @@ from vla_ros.core.types import Frame, Intrinsics
 
 
 class FakeCamera:
-    """Gives a new picture at every `read` that comes a period after the last one."""
+    """Gives a new picture at every `read` that comes a period after the last one; the faults are of all of them."""
 
-    lost = False
+    lost = silent = frozen = False
     made: list[FakeCamera]
 
     def __init__(self, name: str, width: int = 32, height: int = 24, fps: float = 50.0) -> None:
@@ -30,10 +30,10 @@ class FakeCamera:
     def read(self) -> Frame | None:
         if type(self).lost:
             raise DeviceError(f"camera {self.name}: unplugged")
-        if time.monotonic() < self._due_s:
+        if time.monotonic() < self._due_s or type(self).silent:
             return None
         self._due_s = time.monotonic() + self._period_s
-        self._number += 1
+        self._number += not type(self).frozen
         return Frame(time.time_ns(), np.full(self._shape, self._number % 256, np.uint8), 1000 + self._number, "mine", self._lens)
 
     def stop(self) -> None:
@@ -54,8 +54,8 @@ class FakeTable:
     judged = Judged()
     dead = False
 
-    def __init__(self, address: str, seed: int) -> None:
-        self.address, self.task, self.real_time_factor = address, f"task {seed}", 1.0
+    def __init__(self, rig) -> None:
+        self.address, self.task, self.real_time_factor = rig.simulation.address, f"task {rig.simulation.seed}", 1.0
         self.moved: list[tuple] = []
         self.open = False
 

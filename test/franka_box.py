@@ -1,6 +1,7 @@
 """A simulated Franka control box in a process of its own, for tests of the driver: `FrankaBox(address)`.
 
-As a program: `python franka_box.py ADDRESS` prints "ready"; a line "reflex" on its input ends the running motion as a reflex does.
+As a program: `python franka_box.py ADDRESS` prints "ready"; a line "reflex" on its input ends the running motion as a reflex does,
+"speed" is answered with the speed of the fastest joint (rad/s).
 """
 
 from __future__ import annotations
@@ -41,6 +42,14 @@ class FrankaBox:
         self._process.stdin.write("reflex\n")
         self._process.stdin.flush()
 
+    def speed(self) -> float:
+        """The speed of the fastest joint (rad/s) in the simulation itself; 0 when it is killed."""
+        if self._process is None:
+            return 0.0
+        self._process.stdin.write("speed\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()
@@ -76,9 +85,14 @@ def main(address: str) -> None:
             server.run_once(realtime=False)
             step += 1
             if step % 10 == 0 and select.select([sys.stdin], [], [], 0)[0]:
-                if not sys.stdin.readline():
+                order = sys.stdin.readline().strip()
+                if not order:
                     return
-                _raise_reflex(server.robot_servers[0])
+                box = server.robot_servers[0]
+                if order == "reflex":
+                    _raise_reflex(box)
+                else:
+                    print(max(abs(speed) for speed in box.robot.inner_state.dq), flush=True)
             deadline = max(deadline + 0.001, time.monotonic() - 0.05)
             time.sleep(max(0.0, deadline - time.monotonic()))
 

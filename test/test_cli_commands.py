@@ -24,7 +24,7 @@ def vla(*arguments, cwd=ROOT):
 def test_help_names_every_command():
     result = vla("--help")
     assert result.returncode == 0
-    for command in ("doctor", "up", "rollout", "demo", "train", "eval"):
+    for command in ("doctor", "cameras", "up", "rollout", "demo", "train", "eval"):
         assert f" {command} " in result.stdout
 
 

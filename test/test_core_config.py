@@ -86,7 +86,7 @@ def test_shipped_embodiment() -> None:
     franka = load_embodiment("franka")
     arm = franka.robots["arm"]
     assert (arm.name, len(arm.joints), arm.base_frame, arm.tcp_frame) == ("arm", 7, "base_link", "tcp")
-    assert Path(arm.urdf) == config_dir().parent / "urdf" / "franka.urdf"
+    assert Path(arm.urdf) == config_dir().parent / "urdf" / "franka.urdf.xacro"
     assert franka.prefix("arm") == ""
 
 
@@ -126,7 +126,8 @@ def test_two_arms_are_left_and_right(tmp_path: Path) -> None:
     text = f"{head}  left: {arm}  right: {arm}    tcp_frame: other_tcp\ncameras:{cameras}"
     pair = load_embodiment(write(tmp_path, text, "pair.yaml"))
     assert [pair.prefix(name) for name in pair.robots] == ["left", "right"]
-    assert (pair.robots["left"].tcp_frame, pair.robots["right"].tcp_frame) == ("tcp", "other_tcp")
+    assert (pair.robots["left"].tcp_frame, pair.robots["right"].tcp_frame) == ("left_tcp", "other_tcp")
+    assert pair.robots["left"].joint_prefix == "left_"
     with pytest.raises(ConfigError, match="expected one arm, or the two arms left and right"):
         load_embodiment(write(tmp_path, text.replace("  right: ", "  wrong: "), "pair.yaml"))
 
@@ -174,7 +175,7 @@ def test_shipped_rig_and_its_nodes() -> None:
         ("inference_hz: 10", "inference_hz: 0", r"policy.inference_hz: 0.0, expected above 0"),
         ("seed: 0", "sed: 0", r"rig.yaml:6: simulation.sed: unknown key; did you mean 'seed'"),
         (
-            "{address: 127.0.0.1, ",
+            '{address: "{address}", ',
             "{address: null, ",
             r"rig.yaml:10: robots.arm.options.address: null.* set rig.robots.arm.options.address in .*site.yaml",
         ),
@@ -191,7 +192,7 @@ def test_every_arm_and_camera_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"rig.yaml:3: cameras.wrist: the key is missing: embodiment franka has it"):
         load_rig(write(tmp_path, text, "rig.yaml"))
     rig = load_rig(write(tmp_path, text + "  wrist: {driver: mujoco}\n", "rig.yaml"))
-    assert rig.simulation is None and rig.cameras["front"].frozen_after_s == 0.5
+    assert rig.simulation is None and rig.cameras["front"].frozen_after_s == 0.35
     assert [spec.nice for spec in node_specs(rig, policy="script")] == [0] * 5
     with pytest.raises(ConfigError, match="no policy section"):
         node_specs(rig)
@@ -208,7 +209,12 @@ def test_real_rig_needs_the_site_file(tmp_path: Path) -> None:
     write(tmp_path, example, "site.yaml")
     rig = load_rig(path)
     assert rig.robots["arm"].options == {"address": "172.16.0.2"}
-    assert not [spec for spec in node_specs(rig) if spec.executable == "camera_node"], "external cameras have nodes of their own"
+    assert {name: camera.driver for name, camera in rig.cameras.items()} == {"front": "realsense", "wrist": "realsense"}
+    assert rig.cameras["wrist"].options["serial"] == "123456789012"
+    assert [spec.name for spec in node_specs(rig) if spec.executable == "camera_node"] == ["front", "wrist"]
+    external = path.read_text().replace("driver: realsense", "driver: external")
+    write(tmp_path, external, "rigs/franka.yaml")
+    assert not [spec for spec in node_specs(load_rig(path)) if spec.executable == "camera_node"], "those have nodes of their own"
     write(tmp_path, example.replace("robots:", "robotss:"), "site.yaml")
     with pytest.raises(ConfigError, match=r"site.yaml:3: robotss: unknown key; did you mean 'robots'\?"):
         load_rig(path)

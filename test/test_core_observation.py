@@ -101,6 +101,44 @@ def test_a_frozen_camera_looks_healthy_but_is_named() -> None:
     buffer.get(NOW_NS, "")  # one new picture, and it lives
 
 
+def test_a_frame_from_the_future_does_not_hide_the_next_ones() -> None:
+    buffer = filled()
+    buffer.add_frame("wrist", frame(10), NOW_NS)
+    buffer.add_frame("front", frame(-900), NOW_NS)
+    with pytest.raises(StaleData, match=r"camera front: no frame has come yet; stamps lie in the future, by 0\.90 s") as error:
+        buffer.get(NOW_NS, "")
+    assert error.value.reason == "missing"
+    buffer.add_frame("front", frame(20), NOW_NS)
+    assert buffer.get(NOW_NS, "").frames["front"].stamp_ns == NOW_NS - 20 * MS
+
+
+@pytest.mark.parametrize(
+    ("stamp_of", "words"),
+    [(lambda i: 250, "stand still"), (lambda i: 250 + i, "run backwards, by 0.009 s"), (lambda i: -800 - i, "lie in the future")],
+)
+def test_impossible_stamps_end_in_stale_and_are_named(stamp_of, words: str) -> None:
+    buffer = filled()
+    buffer.add_frame("wrist", frame(10), NOW_NS)
+    buffer.add_frame("front", frame(250), NOW_NS)
+    for i in range(10):
+        buffer.add_frame("front", frame(stamp_of(i), value=i), NOW_NS)
+    with pytest.raises(StaleData, match=rf"camera front: 0\.250 s old, limit 0\.200 s; stamps .*{words}") as error:
+        buffer.get(NOW_NS, "")
+    assert error.value.reason == "stale"
+
+
+def test_a_stamp_slightly_ahead_is_two_clocks_and_more_is_refused() -> None:
+    for ahead_ms, fine in [(40, True), (60, False)]:
+        buffer = filled()
+        buffer.add_frame("wrist", frame(10))
+        buffer.add_frame("front", frame(-ahead_ms))
+        if fine:
+            buffer.get(NOW_NS, "")
+        else:
+            with pytest.raises(StaleData, match="its stamp lies in the future"):
+                buffer.get(NOW_NS, "")
+
+
 def test_one_limit_for_all_cameras_and_none_by_default() -> None:
     for limit_s, frozen in [(0.1, True), (None, False)]:
         buffer = filled(frozen_after_s=limit_s)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vla_ros.core.channels import TCP_POSE
+from vla_ros.core.collision import Gap, approach
 from vla_ros.core.embodiment import load_embodiment
 from vla_ros.core.errors import DataError, LimitError, StaleData, VlaError
 from vla_ros.core.rotations import angle_between
@@ -218,3 +219,61 @@ def test_random_commands_never_get_past_the_limits() -> None:
         assert (np.abs(result - measured) <= np.array(ARM.velocity_max_rad_s) * 0.2 + 1e-9).all()
         sent, measured = result, result
     assert sent is not None and sum(check.rejected.values()) > 0
+
+
+# Collisions, with a wall that joint 1 turns towards: at `wall` rad it is touched, each rad is a metre.
+
+
+def wall_at(wall: float, margin_m: float = 0.01):
+    return lambda position: Gap(wall - position[0], "hand", "wall", margin_m)
+
+
+def guarded(wall: float) -> Limiter:
+    """TCP targets are met by joint 1, a metre in x a rad."""
+    predict = lambda position, target: np.asarray(position) + (target[0] - forward(position)[0]) * np.eye(7)[0]  # noqa: E731
+    return Limiter(ARM, forward, clearance=wall_at(wall), predict=predict)
+
+
+BY_MODE = {
+    "joint_position": (lambda offset: joints(offset)),
+    "joint_velocity": (lambda offset: Action(VELOCITIES, offset / 0.2 * np.eye(7)[0], NOW_NS)),
+    "tcp_pose": (lambda offset: tcp((offset, 0, 0))),
+}
+
+
+@pytest.mark.parametrize("mode", BY_MODE)
+def test_collision(mode: str) -> None:
+    message = r"hand would come to 0.0080 m from wall, margin 0.01 m"
+    rejected(guarded(0.018), BY_MODE[mode](0.01), LimitError, "collision", message)
+    guarded(0.0201).check(BY_MODE[mode](0.01), state(), NOW_NS)
+
+
+@pytest.mark.parametrize("mode", BY_MODE)
+def test_from_too_close_only_the_way_out_is_open(mode: str) -> None:
+    inside = state(HOME + 0.005 * np.eye(7)[0])
+    rejected(guarded(0.01), BY_MODE[mode](0.006), LimitError, "collision", "margin 0.01 m", inside)
+    guarded(0.01).check(BY_MODE[mode](-0.001), inside, NOW_NS)
+
+
+def test_a_joint_target_is_looked_at_where_it_leads_not_only_as_far_as_it_is_sent() -> None:
+    rejected(guarded(0.2), joints(0.3), LimitError, "collision", "hand would come to")
+
+
+def test_tcp_targets_without_a_prediction_are_refused() -> None:
+    check = Limiter(ARM, forward, clearance=wall_at(9.0))
+    rejected(check, tcp(), DataError, "channels", r"give Limiter\(predict=...\) to look for collisions")
+    check.check(joints(), state(), NOW_NS)
+
+
+def test_a_thin_thing_on_the_way_is_seen() -> None:
+    def pole(position: np.ndarray) -> Gap:
+        return Gap(abs(position[0] - 0.25) - 0.08, "hand", "pole", 0.01)
+
+    start, goal = np.zeros(7), 0.5 * np.eye(7)[0]
+    assert pole(start).room_m > 0 and pole(goal).room_m > 0
+    assert approach(pole, start, goal) is not None
+    assert approach(pole, goal, 0.9 * np.eye(7)[0]) is None
+
+
+def test_a_distance_that_is_not_a_number_is_too_close() -> None:
+    assert approach(lambda _: Gap(np.nan, "hand", "wall", 0.0), np.zeros(7), np.ones(7)) is not None

@@ -76,12 +76,23 @@ def test_up_then_rollout_then_a_dead_node(up, tmp_path):
     lines = log_until(process, "is up (")
     assert f"rig {rig.stem} is up (" in lines[-1]
 
-    command = vla_command("rollout", INSTRUCTION, "--rig", rig, "--seed", 1, "--out", tmp_path / "report")
+    command = vla_command("rollout", INSTRUCTION, "--seed", 1, "--out", tmp_path / "report")  # which rig is up, it asks
     rollout = run_with_patience(command, variables, tmp_path)
     assert rollout.returncode == 0, rollout.stdout + rollout.stderr
     result = json.loads((tmp_path / "report" / "rollout.json").read_text())
     assert result["success"] is True and result["seed"] == 1 and result["chunks"] > 10
     assert all(counts["received"] > 0 for counts in result["frames"].values())
+
+    refused = subprocess.run(
+        vla_command("rollout", INSTRUCTION, "--policy", "nosuch"), env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert refused.returncode == 2 and "policy 'nosuch' cannot be used on this rig" in refused.stderr
+    command = vla_command(
+        "rollout", "again", "--policy", tmp_path / "report", "--task", INSTRUCTION, "--seed", 1, "--out", tmp_path / "again"
+    )
+    again = run_with_patience(command, variables, tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert json.loads((tmp_path / "again" / "rollout.json").read_text())["instruction"] == "again"
 
     os.kill(pid_of(lines, "proprioception"), signal.SIGKILL)
     output = process.stdout.read()

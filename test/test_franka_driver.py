@@ -8,19 +8,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from driving import command, wait_for
 from franka_box import HOME, FrankaBox
 
 from vla_ros.core.channels import TCP_POSE
+from vla_ros.core.clock import ClockMap
 from vla_ros.core.embodiment import load_embodiment
 from vla_ros.core.errors import ConfigError, DataError, DeviceError, StaleData
-from vla_ros.core.types import Action
 from vla_ros.robots.franka import Franka
-from vla_ros.robots.franka_link import ClockMap
 from vla_ros.robots.kinematics import Kinematics
 
 ROBOT = load_embodiment("franka").robots["arm"]
 POSITIONS = tuple(f"{joint}.position" for joint in ROBOT.joints)
 VELOCITIES = tuple(f"{joint}.velocity" for joint in ROBOT.joints)
+STILL = [0.0] * 7
 PERIOD_S = 0.02
 # A busy machine starves the simulator; that is the machine's fault and not the driver's.
 PATIENT = {"stale_after_s": 1.0, "connect_timeout_s": 20.0}
@@ -39,21 +40,6 @@ def arm(box):
     go_home(arm)
     yield arm
     arm.close()
-
-
-def wait_for(condition, what: str, timeout_s: float = 15.0):
-    """Polls until `condition()` is true and returns it; fails with `what` after the deadline."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.002)
-    pytest.fail(f"not within {timeout_s:g} s: {what}")
-
-
-def command(arm: Franka, channels: tuple[str, ...], data) -> Action:
-    return arm.command(Action(channels, data, time.time_ns()))
 
 
 def stream(arm: Franka, channels: tuple[str, ...], target, duration_s: float) -> list:
@@ -162,6 +148,65 @@ def test_the_gripper_closes_and_opens(arm):
     wait_for(lambda: arm.read().gripper_width_m > 0.07, "open again")
 
 
+def test_widths_between_the_thresholds_move_a_free_hand(box):
+    arm = Franka(ROBOT, box.address, grasp={"widths": True, "force_n": 20.0}, home_gripper=True, **PATIENT)
+    arm.connect()
+    try:
+        for width_m in (0.06, 0.04):
+            command(arm, (*VELOCITIES, "gripper.width"), [*STILL, width_m])
+            wait_for(lambda wanted=width_m: abs(arm.read().gripper_width_m - wanted) < 0.003, f"{width_m} m")
+        command(arm, (*VELOCITIES, "gripper.width"), [*STILL, 0.02])
+        wait_for(lambda: arm.read().gripper_width_m < 0.005, "grasped")
+    finally:
+        arm.close()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"grasp": {"force_n": 80.0}}, "grasp.force_n = 80.0, expected above 0, at most 70.0 N"),
+        ({"grasp": {"speed_m_s": 0.0}}, "grasp.speed_m_s = 0.0"),
+        ({"control": "joint_impedence"}, "did you mean 'joint_impedance'"),
+        ({"stiffness": {"joints_nm_rad": [100.0]}}, "stiffness.joints_nm_rad: 1 values, expected 7"),
+    ],
+)
+def test_wrong_options_are_named(option, message):
+    with pytest.raises(ConfigError, match=message):
+        Franka(ROBOT, "127.0.0.1", **option)
+
+
+@pytest.mark.parametrize("control", ["joint_impedance", "cartesian_impedance"])
+def test_impedance_follows_tcp_targets_and_holds(arm, control):
+    arm.use_control(control)
+    kinematics = Kinematics(ROBOT)
+    start = kinematics.tcp(np.array(HOME))
+
+    def target(elapsed_s: float) -> np.ndarray:
+        return start + np.array([0.0, 0.05 * np.sin(2 * np.pi * 0.4 * elapsed_s), 0.0, 0.0, 0.0, 0.0])
+
+    seen = stream(arm, TCP_POSE, target, 1.5)
+    errors = [np.linalg.norm(kinematics.tcp(state.position)[:3] - target(max(0.0, elapsed))[:3]) for elapsed, state, _ in seen]
+    assert np.mean(errors) < 0.025, f"mean TCP error {np.mean(errors) * 1e3:.1f} mm"
+    arm.stop()
+    state = wait_for(lambda: standing(arm) and arm.read(), "standing")
+    time.sleep(0.3)
+    assert np.abs(arm.read().position - state.position).max() < 0.01
+    command(arm, POSITIONS, arm.read().position)
+    wait_for(lambda: not arm._link.motion.moving, "a spring without targets ends")
+
+
+def test_the_control_changes_in_motion_without_an_error(arm):
+    for control in ("joint_impedance", "joint_velocity", "cartesian_impedance", "joint_velocity"):
+        arm.use_control(control)
+
+        def turns(control: str = control) -> bool:
+            command(arm, VELOCITIES, [0.0] * 6 + [0.2])
+            time.sleep(PERIOD_S)
+            return arm.read().velocity[6] > 0.1 and arm._link.motion.runs(control)
+
+        wait_for(turns, f"turning under {control}")
+
+
 def test_missing_joints_are_named(arm):
     with pytest.raises(DataError, match=r"fr3_joint7\.position is missing"):
         command(arm, POSITIONS[:6], HOME[:6])
@@ -181,7 +226,7 @@ def test_a_reflex_is_a_named_fault_until_recovery(arm, box):
         return None
 
     error = wait_for(faults, "a fault after the reflex")
-    assert error.reason == "fault"
+    assert error.reason == "reflex"
     assert "Move command aborted" in str(error)
     arm.stop()
     arm.recover()

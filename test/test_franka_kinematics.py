@@ -1,4 +1,4 @@
-"""urdf/franka.urdf and the kinematics on it, against franky-sim's MuJoCo model."""
+"""urdf/franka.urdf.xacro and the kinematics on it, against franky-sim's MuJoCo model."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import mujoco
 import numpy as np
+import pinocchio
 import pytest
 from franky_sim.mujoco_simulator import FrankaMujocoRobot, MujocoSimulator
 
 from vla_ros.core.embodiment import load_embodiment
 from vla_ros.core.errors import ConfigError
+from vla_ros.core.urdf import load_urdf
 from vla_ros.robots.kinematics import Kinematics, displaced, pose_error, pose_matrix, pose_vector
 
 ROBOT = load_embodiment("franka").robots["arm"]
@@ -48,13 +50,25 @@ def test_forward_kinematics_is_that_of_libfranka(kinematics):
 
 
 def test_limits_of_the_urdf_are_those_of_the_embodiment():
-    import pinocchio
-
-    model = pinocchio.buildModelFromUrdf(ROBOT.urdf)
+    model = pinocchio.buildModelFromXML(load_urdf(ROBOT.urdf))
     index = [model.joints[model.getJointId(name)].idx_q for name in ROBOT.joints]
     np.testing.assert_allclose(model.lowerPositionLimit[index], LOW)
     np.testing.assert_allclose(model.upperPositionLimit[index], HIGH)
     assert (model.velocityLimit[index] >= ROBOT.velocity_max_rad_s).all()
+
+
+def test_masses_are_those_of_the_mujoco_model():
+    """Every link of the URDF, loaded by MuJoCo, against franky-sim's."""
+    ours = mujoco.MjSpec.from_string(load_urdf(ROBOT.urdf)).compile()
+    simulator = MujocoSimulator(enable_visualization=False)
+    simulator.add_robot()
+    simulator.init()
+    simulator.start()
+    for link in range(1, 7):  # the hand is part of link 7 here: MuJoCo merges what is fixed
+        mine, theirs = ours.body(f"fr3_link{link}"), simulator.model.body(f"robot0_fr3_link{link}")
+        np.testing.assert_allclose(mine.mass, theirs.mass, rtol=1e-3)
+        np.testing.assert_allclose(mine.ipos, theirs.ipos, atol=1e-4)
+        np.testing.assert_allclose(np.sort(mine.inertia), np.sort(theirs.inertia), rtol=1e-2)
 
 
 def test_jacobian_is_the_derivative_of_the_pose(kinematics):

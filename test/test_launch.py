@@ -3,11 +3,23 @@
 import ast
 import importlib.util
 import os
+import re
+import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
+
+from vla_ros.cameras import CAMERAS
+from vla_ros.core.embodiment import config_dir
+from vla_ros.core.errors import ConfigError
+from vla_ros.core.rig import load_rig, node_specs
+from vla_ros.core.urdf import load_urdf
+from vla_ros.robots import ROBOTS
 
 LAUNCH = Path(__file__).resolve().parents[1] / "launch"
+REAL = {"franka", "kinova", "piper", "aloha", "aloha_piper"}
 ARGUMENTS = {"bringup.launch.py": ["rig"], "rollout.launch.py": ["rig", "policy", "executor", "rviz"]}
 
 
@@ -53,13 +65,17 @@ def nodes(name: str, **arguments: str) -> tuple[list[str], dict[str, str]]:
 
 def test_bringup_starts_the_devices_and_no_policy():
     started, variables = nodes("bringup.launch.py")
-    assert sorted(started) == ["camera_node", "camera_node", "proprioception_node", "robot_node", "simulation_node"]
+    devices = ["camera_node", "camera_node", "proprioception_node", "robot_node", "simulation_node"]
+    assert sorted(name for name in started if name != "robot_state_publisher") == devices
     assert Path(variables["FASTDDS_DEFAULT_PROFILES_FILE"]).is_file()
 
 
 def test_rollout_starts_everything():
     started, _ = nodes("rollout.launch.py", executor="ensemble")
     assert started.count("policy_node") == 1 and started.count("robot_node") == 1
+    from ament_index_python.packages import get_packages_with_prefixes
+
+    assert started.count("robot_state_publisher") == int("robot_state_publisher" in get_packages_with_prefixes())
     assert "rviz2" not in started
 
 
@@ -73,3 +89,52 @@ def test_a_profile_of_the_users_own_stays():
     assert dds_profile({"FASTDDS_DEFAULT_PROFILES_FILE": "/own.xml"}) == {"FASTDDS_DEFAULT_PROFILES_FILE": "/own.xml"}
     assert set(dds_profile({"ROS_DISTRO": "humble"})) == {"FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"}
     assert Path(dds_profile(dict(os.environ))["FASTDDS_DEFAULT_PROFILES_FILE"]).is_file()
+
+
+RIGS = sorted(path.stem for path in (config_dir() / "rigs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", RIGS)
+def test_every_rig_starts_its_nodes_or_says_what_the_site_file_lacks(name: str, tmp_path: Path):
+    """On a copy of config/ without a site file; the nulls are then filled as on a machine."""
+    shutil.copytree(config_dir(), tmp_path / "config", ignore=shutil.ignore_patterns("site.yaml"))
+    shutil.copytree(config_dir().parent / "urdf", tmp_path / "urdf")
+    path = tmp_path / "config" / "rigs" / f"{name}.yaml"
+    file = yaml.safe_load(path.read_text())
+    lacking = [
+        (section, device, option)
+        for section in ("robots", "cameras")
+        for device, entry in file[section].items()
+        for option, value in entry.get("options", {}).items()
+        if value is None
+    ]
+    assert bool(lacking) == (name in REAL), "real rigs have something to fill in, others run as they are"
+    if lacking:
+        wanted = re.escape(f"set {name}.{'.'.join(lacking[0][:2])}.options.{lacking[0][2]} in {tmp_path}/config/site.yaml")
+        with pytest.raises(ConfigError, match=rf"{name}.yaml:\d+: .*null.* {wanted}"):
+            load_rig(path)
+        site: dict = {}
+        for section, device, option in lacking:
+            site.setdefault(section, {}).setdefault(device, {}).setdefault("options", {})[option] = "filled"
+        (tmp_path / "config" / "site.yaml").write_text(yaml.safe_dump({name: site}))
+    rig = load_rig(path)
+    specs = node_specs(rig, policy="script")
+    started = Counter(spec.executable for spec in specs)
+    ours = [camera for camera in rig.cameras.values() if camera.driver != "external"]
+    assert (
+        started
+        == Counter(
+            robot_node=len(rig.embodiment.robots),
+            camera_node=len(ours),
+            proprioception_node=1,
+            policy_node=1,
+            simulation_node=int(rig.simulation is not None),
+        )
+        - Counter()
+    )
+    assert len({(spec.namespace, spec.name) for spec in specs}) == len(specs), "two nodes of one name"
+    assert '<robot name="' in load_urdf(rig.embodiment.urdf)
+    for entry in rig.robots.values():
+        assert entry.driver in ROBOTS
+    for camera in ours:
+        assert camera.driver in CAMERAS

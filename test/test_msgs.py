@@ -1,6 +1,7 @@
 """Messages <-> core types: nothing is lost on the way, and what is wrong is refused by name."""
 
 from array import array
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -80,9 +81,11 @@ def test_camera_info_keeps_the_lens():
     assert message.p[:3] == pytest.approx([LENS.fx, 0.0, LENS.cx])
     with pytest.raises(DataError, match="no intrinsics"):
         msgs.camera_info_msg(frame())
-    message.distortion_model = "equidistant"
-    with pytest.raises(DataError, match="equidistant"):
+    message.distortion_model = "fisheye62"
+    with pytest.raises(DataError, match="'fisheye62', expected one of plumb_bob, rational_polynomial, equidistant"):
         msgs.intrinsics_of(message)
+    wide = replace(LENS, distortion=tuple(range(8)), distortion_model="rational_polynomial")
+    assert msgs.intrinsics_of(msgs.camera_info_msg(frame(lens=wide))) == wide
 
 
 @pytest.mark.parametrize("width_m", [None, 0.04])

@@ -10,24 +10,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rclpy
+import yaml
 from diagnostic_msgs.msg import DiagnosticArray
 from fake_devices import FakeCamera, FakeTable, Judged
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
-from sensor_msgs.msg import CameraInfo, Image, JointState
+from realsense_file import COLOR_FX, DEPTH_M, LEFT, record
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
 
 from vla_msgs.msg import FrameMetadata, Proprioception, TaskOutcome
 from vla_msgs.srv import MoveObject, ResetScene
 from vla_ros.cli.running_rig import OwnDomain
+from vla_ros.core import types
 from vla_ros.core.embodiment import load_embodiment
-from vla_ros.core.errors import DataError, DeviceError
+from vla_ros.core.errors import DataError, DeviceError, StaleData
+from vla_ros.core.observation import ObservationBuffer
 from vla_ros.core.types import Frame, RobotState
 from vla_ros.nodes import images, msgs, qos
 from vla_ros.nodes.camera_node import CameraNode
 from vla_ros.nodes.camera_stream import CameraStream
 from vla_ros.nodes.lifecycle import ERROR, OK, VlaNode
 from vla_ros.nodes.merged_state import MergedState
+from vla_ros.nodes.observation_input import ObservationInput
 from vla_ros.nodes.proprioception_node import ProprioceptionNode
 from vla_ros.nodes.simulation_node import SimulationNode
 from vla_ros.robots.kinematics import Kinematics
@@ -64,10 +69,14 @@ class Graph:
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         self.health = (message.status[0].level, message.status[0].message)
 
-    def start(self, kind: type[VlaNode], name: str, **parameters: object) -> VlaNode:
+    def start(self, kind: type[VlaNode], name: str, *, namespace: str = "", **parameters: object) -> VlaNode:
         given = {"rig": str(self.folder / "rig.yaml"), "device": name, **parameters}
         overrides = [Parameter(key, value=value) for key, value in given.items()]
-        node = kind(context=self.context, parameter_overrides=overrides, cli_args=["--ros-args", "-r", f"__node:={name}"])
+        node = kind(
+            context=self.context,
+            parameter_overrides=overrides,
+            cli_args=["--ros-args", "-r", f"__node:={name}", "-r", f"__ns:=/{namespace}"],
+        )
         self.nodes.append(node)
         self.executor.add_node(node)
         return node
@@ -104,7 +113,7 @@ class Graph:
 def graph(tmp_path: Path) -> Iterator[Graph]:
     made = Graph(tmp_path)
     yield made
-    FakeCamera.lost = FakeTable.dead = False
+    FakeCamera.lost = FakeCamera.silent = FakeCamera.frozen = FakeTable.dead = False
     FakeTable.judged = Judged()
     made.close()
 
@@ -143,6 +152,74 @@ def test_camera_node_names_a_loss_and_comes_back(graph: Graph):
     graph.until(lambda: len(pictures) > seen + 3 and graph.health[0] == OK, "pictures again")
 
 
+@pytest.mark.parametrize(("fault", "words"), [("silent", "stalled: no frames come"), ("frozen", "frozen: identical pictures")])
+def test_a_dead_camera_is_in_diagnostics_within_half_a_second(graph: Graph, fault: str, words: str):
+    metadata = graph.hear(FrameMetadata, "/front/color/metadata", qos.METADATA)
+    graph.start(CameraNode, "front")
+    graph.until(lambda: len(metadata) > 5 and graph.health == (OK, "running"), "a healthy camera")
+    died_s = time.monotonic()
+    setattr(FakeCamera, fault, True)
+    graph.until(lambda: graph.health == (ERROR, words), "the fault")
+    assert time.monotonic() - died_s < 0.5
+    setattr(FakeCamera, fault, False)
+    graph.until(lambda: graph.health == (OK, "running"), "good health")
+
+
+def test_a_dead_camera_ends_the_observation_within_half_a_second(graph: Graph):
+    """What the policy node asks at every inference: the buffer, fed by its own subscriptions."""
+    graph.start(CameraNode, "front", namespace="camera")
+    listener = graph.start(ProprioceptionNode, "listener")  # any node of ours has what it takes
+    buffer = ObservationBuffer(("front",), 0.3, 0.35)
+    ears = ObservationInput(listener, buffer)
+
+    def complaint() -> str:
+        buffer.add_proprioception(types.Proprioception(time.time_ns(), ("a.position",), [0.0]))
+        try:
+            buffer.get(time.time_ns(), "")
+        except StaleData as error:
+            return error.reason
+        return ""
+
+    for fault, reason in (("silent", "stale"), ("frozen", "frozen")):
+        graph.until(lambda: not complaint(), "observations")
+        died_s = time.monotonic()
+        setattr(FakeCamera, fault, True)
+        graph.until(lambda reason=reason: complaint() == reason, reason)
+        assert time.monotonic() - died_s < 0.5
+        setattr(FakeCamera, fault, False)
+    ears.close()
+
+
+def test_depth_and_jpeg_are_published_as_realsense_ros_names_them(graph: Graph, monkeypatch: pytest.MonkeyPatch):
+    file = record(graph.folder / "camera.db3", 30)
+    rig = yaml.safe_load(RIG)
+    rig["cameras"]["front"] = {"driver": "realsense", "options": {"file": str(file), "repeat": True, "fps": 30}}
+    (graph.folder / "rig.yaml").write_text(yaml.safe_dump(rig))
+    encoded = []
+    compressed_msg = images.compressed_msg
+    monkeypatch.setattr(images, "compressed_msg", lambda frame, quality: encoded.append(quality) or compressed_msg(frame, quality))
+    colour = graph.hear(Image, "/front/color/image_raw", qos.IMAGE)
+    depths = graph.hear(Image, "/front/aligned_depth_to_color/image_raw", qos.IMAGE)
+    infos = graph.hear(CameraInfo, "/front/aligned_depth_to_color/camera_info", qos.IMAGE)
+    graph.start(CameraNode, "front", jpeg_quality=75)
+    graph.until(lambda: len(colour) > 3 and len(depths) > 3 and len(infos) > 3, "colour and depth")
+    assert not encoded, "nobody listens to the JPEGs, so none is made"
+    assert depths[-1].encoding == "16UC1" and depths[-1].header.frame_id == "front_color_optical_frame"
+    assert np.median(images.depth_of(depths[-1])) == 1000 * DEPTH_M
+    stamps = {msgs.stamp_ns(message.header.stamp) for message in colour}
+    assert stamps & {msgs.stamp_ns(message.header.stamp) for message in depths}, "under the picture's own stamp"
+    assert (infos[-1].width, infos[-1].k[0], infos[-1].distortion_model) == (640, COLOR_FX, "plumb_bob")
+    jpegs = graph.hear(CompressedImage, "/front/color/image_raw/compressed", qos.IMAGE)
+    graph.until(lambda: len(jpegs) > 2, "JPEGs")
+    assert set(encoded) == {75} and images.frame_of(jpegs[-1]).image[400, 10].tolist() == pytest.approx(LEFT, abs=6)
+    topics = [name for name, _ in graph.ear.get_topic_names_and_types()]
+    graph.start(CameraNode, "wrist")
+    graph.until(
+        lambda: "/wrist/color/image_raw" in topics or topics.extend(n for n, _ in graph.ear.get_topic_names_and_types()), "the wrist"
+    )
+    assert not any(name.startswith("/wrist/aligned_depth") for name in topics), "a camera without depth has no such topic"
+
+
 class Tape:
     """A camera that plays what the test puts in."""
 
@@ -172,12 +249,15 @@ def test_a_silent_camera_is_restarted_with_growing_pauses():
     assert stream.step(int(1.9 * S)) is None and not stream.error, "the first frame may take longer"
     tape.next = picture(1)
     assert stream.step(2 * S).number == 0
+    assert not stream.trouble(int(2.34 * S)) and stream.trouble(int(2.36 * S)) == "stalled: no frames come"
     assert stream.step(int(3.1 * S)) is None
     assert stream.error == "no frame for 1.1 s" and tape.stops == 1
     assert stream.step(int(3.5 * S)) is None and tape.starts == 1, "waits 0.5 s"
-    assert stream.step(int(3.7 * S)) is None and tape.starts == 2 and not stream.error
-    tape.next = picture(2)
+    assert stream.step(int(3.7 * S)) is None and tape.starts == 2
+    assert stream.trouble(int(3.7 * S)) == "lost: no frame for 1.1 s", "still lost: nothing has come yet"
+    tape.next = picture(2, 1)
     assert stream.step(int(3.8 * S)).number == 1, "frames are counted through"
+    assert not stream.error and not stream.trouble(int(3.8 * S))
     assert stream.restarts == 1
 
 
@@ -210,9 +290,111 @@ def test_frozen_means_identical_content_with_new_stamps():
     for i in range(20):
         tape.next = picture(i if i < 10 else 10, i * 100 * MS)
         stream.step(i * 100 * MS)
-        assert (stream.frozen_s(i * 100 * MS) > 0) == (i >= 15), i
+        assert (stream.frozen_s() > 0) == (i >= 15), i
+        assert stream.trouble(i * 100 * MS) == ("frozen: identical pictures" if i >= 15 else "")
     assert stream.rate_hz(1900 * MS) == pytest.approx(10.0)
     assert stream.age_s(2000 * MS) == pytest.approx(0.1)
+
+
+def test_a_frozen_camera_is_restarted_and_stays_frozen_until_its_picture_changes():
+    tape = Tape()
+    stream = CameraStream(tape, "front", 1.0, frozen_after_s=0.4)
+    stream.start(0)
+    told, restarts = [], []
+    for now_ns in range(0, 20 * S, 50 * MS):
+        before = tape.starts
+        if stream.error == "" or tape.starts > 1:
+            tape.next = picture(5, now_ns)
+        stream.step(now_ns)
+        told += [now_ns] if stream.trouble(now_ns) else []
+        restarts += [now_ns * 1e-9] if tape.starts > before else []
+    assert told[0] == 400 * MS and told[-1] == 20 * S - 50 * MS and len(told) == len(range(told[0], told[-1] + 1, 50 * MS)), "without a gap"
+    assert np.diff(restarts) == pytest.approx([2.1, 3.1, 5.1, 6.1], abs=0.15), "with growing pauses"
+    for now_ns in range(20 * S, 30 * S, 50 * MS):
+        tape.next = picture(now_ns // (50 * MS) % 256, now_ns)
+        stream.step(now_ns)
+    assert not stream.trouble(30 * S - 50 * MS)
+
+
+@pytest.mark.parametrize(
+    ("stamp_of", "words"),
+    [
+        (lambda i: 0, "stamps stand still"),
+        (lambda i: -i * 33 * MS, "stamps run backwards"),
+        (lambda i: S + i * 33 * MS, "stamps lie in the future"),
+    ],
+)
+def test_pictures_with_impossible_stamps_are_not_passed_on(stamp_of, words: str):
+    tape = Tape()
+    stream = CameraStream(tape, "front", 1.0, None)
+    stream.start(0)
+    start_ns = 1_795_000_000 * S
+    for i in range(45):
+        now_ns = i * 33 * MS
+        tape.next = picture(i, start_ns + (now_ns if i < 3 else stamp_of(i - 2) + 2 * 33 * MS))
+        frame = stream.step(now_ns, lambda now_ns=now_ns: start_ns + now_ns)
+        assert (frame is not None) == (i < 3)
+        if (now_ns - 66 * MS) > 0.35 * S and not stream.error:
+            assert stream.trouble(now_ns) == f"stalled: {words}"
+    assert stream.error.startswith("no frame for 1.0 s: stamps ") and stream.refused > 25
+    stream.step(10 * S, lambda: start_ns + 10 * S)
+    tape.next = picture(99, start_ns + 10 * S)
+    assert stream.step(10 * S, lambda: start_ns + 10 * S) and not stream.trouble(10 * S), "one right stamp, and it lives"
+
+
+def test_a_picture_captured_while_read_waited_for_it_is_not_from_the_future():
+    """A renderer's `read` waits up to a frame period: 66 ms at 15 Hz, more than the clocks of two machines may differ."""
+    clock_ns = 1_795_000_000 * S
+
+    class Waiting(Tape):
+        def read(self):
+            nonlocal clock_ns
+            clock_ns += 66 * MS
+            return picture(clock_ns // MS % 256, clock_ns - MS)
+
+    stream = CameraStream(Waiting(), "front", 1.0, None)
+    stream.start(0)
+    for i in range(30):
+        assert stream.step(i * 66 * MS, lambda: clock_ns) is not None
+    assert not stream.refused
+
+
+def test_pictures_that_arrive_long_after_their_capture_are_told():
+    tape = Tape()
+    stream = CameraStream(tape, "front", 1.0, None)
+    stream.start(0)
+    for delay_s, told in [(0.05, ""), (0.7, "late: pictures arrive more than 0.35 s after their capture")]:
+        now_ns = S + round(delay_s * 2 * S)
+        tape.next = picture(1, now_ns - round(delay_s * S))
+        assert stream.step(now_ns, lambda now_ns=now_ns: now_ns) and stream.trouble(now_ns) == told
+        assert stream.delay_s == pytest.approx(delay_s)
+
+
+def test_a_slow_camera_may_miss_two_frames():
+    tape = Tape()
+    stream = CameraStream(tape, "front", 10.0, None, period_s=0.5)
+    stream.start(0)
+    tape.next = picture(1)
+    assert stream.step(0)
+    assert not stream.trouble(int(1.5 * S)) and stream.trouble(int(1.51 * S))
+
+
+def test_a_recording_that_has_ended_is_not_played_again():
+    class Ended(Tape):
+        def read(self) -> Frame | None:
+            if frame := super().read():
+                return frame
+            raise DeviceError("camera front: a.db3 has ended; repeat: true plays it again", "ended")
+
+    tape = Ended()
+    stream = CameraStream(tape, "front", 1.0, None)
+    stream.start(0)
+    tape.next = picture(1)
+    assert stream.step(0)
+    for now_ns in range(0, 30 * S, S):
+        assert stream.step(now_ns) is None
+        assert stream.trouble(now_ns) == "lost: camera front: a.db3 has ended; repeat: true plays it again"
+    assert tape.starts == 1
 
 
 # Proprioception

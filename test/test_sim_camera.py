@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-import time
 
 import numpy as np
 import pytest
 
+from vla_ros.core.embodiment import load_embodiment
 from vla_ros.core.errors import ConfigError, DeviceError
+from vla_ros.sim.arms import arm_scene
 from vla_ros.sim.camera import MujocoCamera
 from vla_ros.sim.fast import FastLoop
 from vla_ros.sim.mirror import MirrorWriter, mirror_path
+from vla_ros.sim.render import compile_scene
 
 ADDRESS = f"127.9.{os.getpid() % 200 + 1}.9"
 
@@ -26,7 +28,7 @@ def loop():
 
 @pytest.fixture
 def mirror(loop):
-    writer = MirrorWriter(mirror_path(ADDRESS), loop._model.nq)
+    writer = MirrorWriter(mirror_path(ADDRESS), loop._model)
     writer.write(loop._data.qpos, 0.0, 1000)
     yield writer
     writer.close()
@@ -61,7 +63,7 @@ def test_stamps_are_of_the_capture_and_a_dead_simulator_gives_no_frames(loop, mi
         mirror.write(loop._data.qpos, 0.1, 2000)
         frame = next_frame(camera)
         assert (frame.stamp_ns, frame.number) == (2000, 1)
-        restarted = MirrorWriter(mirror_path(ADDRESS), loop._model.nq)
+        restarted = MirrorWriter(mirror_path(ADDRESS), loop._model)
         restarted.write(loop._data.qpos, 0.0, 3000)
         assert next_frame(camera).stamp_ns == 3000
     finally:
@@ -84,18 +86,21 @@ def test_frames_of_earlier_reads_are_not_drawn_over(loop, mirror):
     assert np.array_equal(first.image, copy)
 
 
-def test_another_scene_is_refused(loop, mirror):
-    mirror.close()
-    other = MirrorWriter(mirror_path(ADDRESS), 5)
-    other.write(np.zeros(5), 0.0, time.time_ns())
+def test_a_restarted_simulator_brings_its_own_scene(loop, mirror):
+    """The picture is drawn of the model beside the state, whatever robot stands there."""
     camera = MujocoCamera("front", 64, 48, 60, ADDRESS)
     camera.start()
     try:
-        with pytest.raises(DeviceError, match="another scene"):
-            next_frame(camera)
+        first = next_frame(camera).image
+        other = compile_scene(arm_scene(load_embodiment("piper")))
+        restarted = MirrorWriter(mirror_path(ADDRESS), other)
+        restarted.write(other.qpos0, 0.0, 3000)
+        frame = next_frame(camera)
+        assert frame.stamp_ns == 3000 and np.abs(frame.image.astype(int) - first).mean() > 5
+        assert frame.intrinsics.fy == pytest.approx(24 / np.tan(np.radians(42.0) / 2))
     finally:
         camera.stop()
-        other.close()
+        restarted.close()
 
 
 def test_no_simulation_no_camera():
@@ -103,6 +108,6 @@ def test_no_simulation_no_camera():
         MujocoCamera("front", address="127.9.9.250").start()
 
 
-def test_unknown_camera_is_named():
+def test_unknown_camera_is_named(mirror):
     with pytest.raises(ConfigError, match="did you mean 'wrist'"):
-        MujocoCamera("wirst")
+        MujocoCamera("wirst", address=ADDRESS).start()

@@ -8,11 +8,13 @@ import mujoco
 import numpy as np
 import pytest
 
+from vla_ros.core.embodiment import load_embodiment
 from vla_ros.core.errors import ConfigError, DeviceError
+from vla_ros.sim.layout import arm_names, layout_of
 from vla_ros.sim.meshes import CELL_M, cluster
-from vla_ros.sim.placement import BLOCK_AREA_M, BLOCK_TO_BLOCK_M, BLOCK_TO_CONTAINER_M, BLOCK_YAW_RAD, draw_placement
+from vla_ros.sim.placement import BLOCK_YAW_RAD, draw_placement
 from vla_ros.sim.render import Renderer, compile_scene, intrinsics
-from vla_ros.sim.scene import CAMERAS, build_simulator
+from vla_ros.sim.scene import build_simulator
 from vla_ros.sim.state import SceneState
 from vla_ros.sim.tasks import BLOCKS, Task, parse_task, task_of_seed, tasks
 
@@ -23,8 +25,8 @@ HOME = np.array([0.0, -0.785, 0.0, -2.356, 0.0, 1.571, 0.785])
 def scene():
     model = compile_scene(build_simulator(tuple(HOME)).scene)
     data = mujoco.MjData(model)
-    state = SceneState(model)
-    state.write(data, draw_placement(3), HOME, 0.08)
+    state = SceneState(model, arm_names(load_embodiment("franka")))
+    state.write(data, draw_placement(3), {"arm": HOME}, {"arm": 0.08})
     mujoco.mj_forward(model, data)
     return model, data, state
 
@@ -42,10 +44,10 @@ def test_placements_leave_room_and_use_the_whole_area():
         for one, two in combinations(placement.position, 2):
             apart = np.linalg.norm(placement.position[one] - placement.position[two])
             blocks = (one in BLOCKS) + (two in BLOCKS)
-            assert apart >= (0.17, BLOCK_TO_CONTAINER_M, BLOCK_TO_BLOCK_M)[blocks]
+            assert apart >= (0.17, 0.13, 0.09)[blocks]
         assert all(abs(yaw) <= BLOCK_YAW_RAD for yaw in placement.yaw.values())
     spots = np.array([placement.position[name] for placement in drawn for name in BLOCKS])
-    low, high = np.array(BLOCK_AREA_M).T
+    low, high = np.array(layout_of("franka").block_area_m).T
     assert np.all(spots.min(0) < low + 0.02) and np.all(spots.max(0) > high - 0.02)
     assert np.all(spots >= low) and np.all(spots <= high)
 
@@ -92,12 +94,12 @@ def test_tcp_is_the_one_of_libfranka(scene):
 def test_everything_stays_where_it_was_put(scene):
     model, _, state = scene
     data = mujoco.MjData(model)
-    state.write(data, draw_placement(8), HOME, 0.08)
+    state.write(data, draw_placement(8), {"arm": HOME}, {"arm": 0.08})
     mujoco.mj_forward(model, data)
     before = state.world(data).position
     for _ in range(300):
-        data.qpos[state.arm] = HOME
-        data.qvel[state.arm_dof] = 0
+        data.qpos[state.arm["arm"]] = HOME
+        data.qvel[state.arm_dof["arm"]] = 0
         mujoco.mj_step(model, data)
     after = state.world(data).position
     for name in before:
@@ -117,7 +119,7 @@ def test_light_meshes_are_light():
 def test_pictures_show_all_objects(scene):
     model, data, _ = scene
     colours = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1)}
-    for camera in CAMERAS:
+    for camera in layout_of("franka").cameras:
         renderer = Renderer(model, 160, 120)
         image = renderer.render(data, camera).astype(int)
         renderer.close()
@@ -136,7 +138,7 @@ def test_intrinsics_project_where_the_picture_shows(scene):
     renderer = Renderer(model, *size)
     image = renderer.render(data, "front")
     renderer.close()
-    pinhole = intrinsics("front", *size)
+    pinhole = intrinsics(model, "front", *size)
     assert pinhole.fx == pinhole.fy == pytest.approx(617, abs=3)  # a D435i's colour camera at 640x480
     camera = model.camera("front").id
     axes = data.cam_xmat[camera].reshape(3, 3) @ np.diag([1, -1, -1])  # MuJoCo looks along -z, optical frames along +z

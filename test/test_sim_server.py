@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from vla_ros.core.embodiment import load_embodiment
 from vla_ros.core.errors import ConfigError, DeviceError, PolicyError
+from vla_ros.core.rig import RobotRig, load_rig
 from vla_ros.core.types import Action
 from vla_ros.robots.franka import Franka
 from vla_ros.sim.mirror import MirrorReader, mirror_path
@@ -23,9 +25,16 @@ ADDRESS = f"127.9.{os.getpid() % 200 + 1}.1"
 TASK = "pick up the blue block and put it in the bowl"
 
 
+def rig(address: str, seed: int = 0):
+    """The simulated Franka's rig at another address."""
+    shipped = load_rig("franka_sim")
+    arm = RobotRig("franka", {"address": address})
+    return replace(shipped, robots={"arm": arm}, simulation=replace(shipped.simulation, address=address, seed=seed))
+
+
 @pytest.fixture(scope="module")
 def server():
-    server = TabletopServer(ADDRESS, seed=3)
+    server = TabletopServer(rig(ADDRESS, seed=3))
     server.start()
     yield server
     server.close()
@@ -123,14 +132,14 @@ def test_script_needs_a_canonical_sentence(server):
 
 def test_a_taken_address_is_named(server):
     with pytest.raises(DeviceError, match=re.escape(ADDRESS)):
-        TabletopServer(ADDRESS, domain=98).start()
+        TabletopServer(rig(ADDRESS), domain=98).start()
 
 
 def test_a_dead_simulation_says_so():
     address = ADDRESS.replace(".1", ".2") if ADDRESS.count(".1") == 1 else f"127.10.{os.getpid() % 200 + 1}.2"
-    server = TabletopServer(address, domain=97)
+    server = TabletopServer(rig(address), domain=97)
     server.start()
-    server._server.run_once = None
+    server._engine.step = None
     with pytest.raises(DeviceError, match=r"died|stopped|did not answer|not running"):
         for _ in range(100):
             server.objects()
@@ -138,7 +147,7 @@ def test_a_dead_simulation_says_so():
     with pytest.raises(DeviceError, match="died"):
         server.judge()
     server.close()
-    again = TabletopServer(address, domain=97)
+    again = TabletopServer(rig(address), domain=97)
     again.start()
     assert again.judge().success is False
     again.close()

@@ -2,4 +2,7 @@
 
 CAMERAS: dict[str, str] = {
     "mujoco": "vla_ros.sim.camera:MujocoCamera",
+    "opencv": "vla_ros.cameras.opencv:OpenCVCamera",
+    "realsense": "vla_ros.cameras.realsense:RealSense",
+    "video": "vla_ros.cameras.video:VideoCamera",
 }

@@ -23,7 +23,7 @@ class EpisodePlan:
     phrasing: str
 
 
-def plan_episodes(first_seed: int, episodes: int, instruction_set: str) -> list[EpisodePlan]:
+def plan_episodes(first_seed: int, episodes: int, instruction_set: str, bimanual: bool = False) -> list[EpisodePlan]:
     """Plans episodes with the seeds first_seed, first_seed + 1, ...
 
     Args:
@@ -31,18 +31,22 @@ def plan_episodes(first_seed: int, episodes: int, instruction_set: str) -> list[
         episodes: how many.
         instruction_set: "canonical" (as the task is named), "train" (a wording from training, drawn from the seed)
             or "held-out" (the wordings that were never trained on, in turn).
+        bimanual: the table has two arms, and tasks for them.
 
     Raises:
         ConfigError: unknown instruction set.
     """
     if instruction_set not in INSTRUCTION_SETS:
         raise ConfigError(f"instruction set '{instruction_set}' does not exist; {did_you_mean(instruction_set, INSTRUCTION_SETS)}")
-    return [_plan(first_seed + k, k, instruction_set) for k in range(episodes)]
+    return [_plan(first_seed + k, k, instruction_set, bimanual) for k in range(episodes)]
 
 
-def _plan(seed: int, number: int, instruction_set: str) -> EpisodePlan:
+def _plan(seed: int, number: int, instruction_set: str, bimanual: bool) -> EpisodePlan:
     draw = np.random.default_rng([seed, 5])
-    task = task_of_seed(seed).text
+    drawn = task_of_seed(seed, bimanual)
+    task = drawn.text
+    if drawn.kind != "place":  # has no other wordings yet
+        return EpisodePlan(seed, task, task, task)
     if instruction_set == "held-out":
         k = number % len(HELD_OUT_TEMPLATES["place"])
         return EpisodePlan(seed, task, held_out(task)[k], HELD_OUT_TEMPLATES["place"][k])

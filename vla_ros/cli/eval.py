@@ -27,7 +27,9 @@ def eval(
     json: Annotated[Path | None, typer.Option(help="Write the results to this file (default: eval.json in --out).")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results, plot and log (default: evals/<date-time>).")] = None,
 ) -> None:
-    """Counts successes over seeded episodes of the six pick-and-place tasks; results are written after each episode.
+    """Counts successes over seeded episodes of the table's tasks (two arms: also passing a bar and lifting a tray).
+
+    Results are written after each episode.
 
     The target is moved (--move-target) in a direction drawn from the seed when the TCP first comes below 0.22 m, 3 s after
     the start at the latest. Exit status: 0 when all episodes ran, however they ended; 2 when the rig died.
@@ -35,6 +37,8 @@ def eval(
     Examples:
 
       vla eval --rig franka_sim --episodes 50 --seed 1000 --json eval.json
+
+      vla eval --rig aloha_sim --policy script --episodes 20
 
       vla eval --episodes 100 --instruction-set held-out
 
@@ -44,9 +48,12 @@ def eval(
 
     from vla_ros.cli.episodes import plan_episodes, split_executors
     from vla_ros.cli.evaluation import Evaluation
+    from vla_ros.core.rig import load_rig
+    from vla_ros.sim.layout import layout_of
 
     folder = (out or default_folder("evals")).absolute()
-    plan = plan_episodes(seed, episodes, instruction_set)
+    bimanual = layout_of(load_rig(rig).embodiment.name).bimanual
+    plan = plan_episodes(seed, episodes, instruction_set, bimanual)
     names = split_executors(executors) if executors else [executor or ""]
     for name in names:
         check_executor(name)

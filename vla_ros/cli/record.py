@@ -87,6 +87,7 @@ class RolloutRecord:
     status: list[StatusSample] = field(default_factory=list)
     start_ns: int = 0
     end_ns: int = 0
+    embodiment: str = ""
 
     def seconds(self, stamp_ns: int) -> float:
         """Returns an instant as s since the rollout began."""

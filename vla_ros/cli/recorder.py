@@ -36,7 +36,7 @@ class Recorder:
         self._clock = node.get_clock()
         self._robot_states: dict[str, int] = {}
         self._robots, self._cameras = set(rig.robots), tuple(rig.cameras)
-        self._several = len(rig.robots) > 1
+        self._several, self._embodiment = len(rig.robots) > 1, rig.embodiment.name
         cv2.setNumThreads(1)
         for name in rig.robots:
             node.create_subscription(vla.RobotStatus, f"/{name}/status", partial(self._on_robot_status, name), qos.STATE)
@@ -48,7 +48,7 @@ class Recorder:
 
     def begin(self, now_ns: int) -> None:
         """Starts a new record."""
-        self.record = RolloutRecord(frames={name: [] for name in self._cameras}, start_ns=now_ns, end_ns=now_ns)
+        self.record = RolloutRecord({name: [] for name in self._cameras}, start_ns=now_ns, end_ns=now_ns, embodiment=self._embodiment)
         self._recording = True
 
     def started(self, start_ns: int) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vla_ros.cli.record import Outcome, RolloutRecord
+from vla_ros.core.channels import ARMS, GRIPPERS, split
 from vla_ros.core.errors import DataError
 from vla_ros.core.rotations import conjugate, multiply, quat_to_rotvec, rotvec_to_quat
 from vla_ros.core.types import Action, ActionChunk, Proprioception
@@ -60,12 +61,16 @@ def write_plots(record: RolloutRecord, outcome: Outcome, path: Path) -> None:
 
 
 def _groups(channels: Sequence[str]) -> list[list[str]]:
-    """Channels that share an axis: positions of the TCP, its rotation vector, joints, grippers; empty ones left out."""
-    kinds: dict[str, list[str]] = {"m": [], "rad": [], "joint": [], "gripper": []}
+    """Channels that share an axis, arm by arm: positions of the TCP, its rotation vector, joints, grippers; empty ones left out."""
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for arm in ("", *ARMS):
+        for kind in ("m", "rad", "joint", "gripper"):
+            kinds[arm, kind] = []
     for name in channels:
-        last = name.split(".")[-1]
-        kind = "gripper" if "gripper" in name else "m" if last in ("x", "y", "z") else "rad" if last in ("rx", "ry", "rz") else "joint"
-        kinds[kind].append(name)
+        arm, bare = split(name)
+        last = bare.split(".")[-1]
+        kind = "gripper" if bare in GRIPPERS else "m" if last in ("x", "y", "z") else "rad" if last in ("rx", "ry", "rz") else "joint"
+        kinds[arm, kind].append(name)
     return [group for group in kinds.values() if group]
 
 
@@ -89,7 +94,7 @@ def _plot_channels(axis: Axes, record: RolloutRecord, group: Sequence[str]) -> N
         axis.plot([line[0, 0] for line in lines], [line[0, 1] for line in lines], ".", color=colour, markersize=3, alpha=0.45)
         axis.plot(measured[:, 0], measured[:, k], "--", color=colour, linewidth=0.9, alpha=0.8)
         style = "steps-post" if name.endswith("closed") else "default"
-        axis.plot(executed[:, 0], executed[:, k], color=colour, linewidth=1.8, label=name, drawstyle=style)
+        axis.plot(executed[:, 0], executed[:, k], color=colour, linewidth=1.8, label=name.removesuffix(".position"), drawstyle=style)
     axis.plot([], [], color="0.4", alpha=0.4, linewidth=0.8, label="predicted chunks")
     if len(measured):
         axis.plot([], [], "--", color="0.4", linewidth=0.9, label="measured")

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 def rollout(
     instruction: Annotated[str, typer.Argument(help="What the robot is to do, in words.")],
-    rig: Annotated[str, typer.Option(help="The rig that is up: name or path.")] = "franka_sim",
+    rig: Annotated[str | None, typer.Option(help="The rig that is up: name or path; without it, asked for.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help='Policy instead of the one that is loaded: name, folder, "script" or module:Class.')
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the simulated scene; without it, drawn.")] = None,
     task: Annotated[str | None, typer.Option(help="The task that is judged, when the instruction words it differently.")] = None,
     time_limit: Annotated[float, typer.Option(min=0.1, help="Time limit of the rollout in s.")] = 30.0,
@@ -37,14 +40,22 @@ def rollout(
       vla rollout "pick up the red block and put it on the plate"
 
       vla rollout "pick up the red block and put it in the bowl" --seed 7 --time-limit 20 --executor ensemble
+
+      vla rollout "lift the tray with both hands" --policy script
+
+      vla rollout "the same again" --policy rollouts/20261130-120000 --task "lift the tray with both hands"
     """
     from rich.console import Console
 
+    from vla_ros.cli.rig_control import RigControl
     from vla_ros.cli.rollout_client import RolloutClient
     from vla_ros.core.rig import load_rig
 
-    resolved = load_rig(rig)
     check_executor(executor)
+    with RigControl() as control:
+        resolved = load_rig(rig or control.rig())
+        if policy:
+            control.use_policy(policy)
     console = Console()
     folder = out or default_folder()
     with RolloutClient(resolved, record_frames=True) as client:
@@ -82,14 +93,18 @@ def default_folder(parent: str = "rollouts") -> Path:
 
 
 def write_report(record: RolloutRecord, outcome: Outcome, folder: Path, copy: Path | None = None) -> list[Path]:
-    """Writes rollout.json, .png and .mp4 into `folder` (what there is data for) and the JSON to `copy` too; returns the paths."""
+    """Writes rollout.json, .png, .mp4, actions.json into `folder` (what there is data for), the first to `copy` too; returns the paths."""
     from vla_ros.cli.report import write_plots
     from vla_ros.cli.video import write_video
+    from vla_ros.policies.replay import ACTIONS, write_actions
 
     folder.mkdir(parents=True, exist_ok=True)
     files = [path for path in (folder / "rollout.json", copy) if path is not None]
     for path in files:
         write_json(path, outcome.as_json())
+    if record.executed:
+        write_actions(folder / ACTIONS, record.embodiment, record.executed, record.start_ns)
+        files.append(folder / ACTIONS)
     if record.chunks:
         write_plots(record, outcome, folder / "rollout.png")
         files.append(folder / "rollout.png")

@@ -77,8 +77,6 @@ def write_own_rig(rig: str, address: str, folder: Path) -> Path:
     if "/" in content["embodiment"]:  # relative to the rig's own folder
         content["embodiment"] = str((source.parent / content["embodiment"]).resolve())
     content["simulation"]["address"] = address
-    for robot in content["robots"].values():
-        robot.setdefault("options", {})["address"] = address
     folder.mkdir(parents=True, exist_ok=True)
     copy = folder / source.name
     header = f"# Copy of the rig '{source.stem}' as this run used it; only the simulator's address differs.\n"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -105,7 +106,11 @@ def mode_of(channels: Iterable[str]) -> str:
         DataError: a name without a meaning, two modes at once, none (grippers only), an incomplete TCP pose,
             two gripper channels for one arm.
     """
-    names = tuple(channels)
+    return _mode_of(tuple(channels))
+
+
+@lru_cache(maxsize=64)  # every command asks several times, always for the same few names
+def _mode_of(names: tuple[str, ...]) -> str:
     modes = sorted({_kind(name) for name in names} - {"gripper"})
     if len(modes) != 1:
         found = ", ".join(modes) or "none"

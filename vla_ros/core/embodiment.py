@@ -37,7 +37,9 @@ class RobotDescription:
     `velocity_max_rad_s`, `tcp_velocity_max_m_s`, `tcp_rotation_max_rad_s`: a faster command is slowed down.
     `joint_step_max_rad`, `tcp_step_max_m`, `tcp_step_max_rad`: a command farther than this from the measured pose is rejected.
     `workspace_min_m`, `workspace_max_m`: box for the TCP; up to `workspace_margin_m` outside is clamped, farther is rejected.
-    `urdf`, `base_frame`, `tcp_frame` are the embodiment's unless the arm has its own.
+    `clearance_m`: how close links may come to each other and to the table (`table_z_m` in `base_frame`; None: there is no table).
+    `urdf` (a .urdf or .xacro file), `base_frame`, `tcp_frame` are the embodiment's unless the arm has its own; `joint_prefix` stands before
+    the names of its joints and links in the URDF ("left_" where two arms share one), and before the embodiment's `tcp_frame`.
     """
 
     joints: tuple[str, ...]
@@ -53,10 +55,13 @@ class RobotDescription:
     workspace_min_m: tuple[float, float, float]
     workspace_max_m: tuple[float, float, float]
     workspace_margin_m: float = 0.0
+    clearance_m: float = 0.01
+    table_z_m: float | None = None
     gripper: Gripper | None = None
     urdf: str = ""
     base_frame: str = ""
     tcp_frame: str = ""
+    joint_prefix: str = ""
     name: str = field(default="", metadata={"key": True})
 
     def problems(self) -> Problems:
@@ -80,8 +85,9 @@ class RobotDescription:
                 yield key, f"{getattr(self, key)}, expected > 0"
         if min(self.velocity_max_rad_s) <= 0:
             yield "velocity_max_rad_s", f"{min(self.velocity_max_rad_s)}, expected > 0"
-        if self.workspace_margin_m < 0:
-            yield "workspace_margin_m", f"{self.workspace_margin_m}, expected >= 0"
+        for key in ("workspace_margin_m", "clearance_m"):
+            if getattr(self, key) < 0:
+                yield key, f"{getattr(self, key)}, expected >= 0"
 
 
 @dataclass(frozen=True)
@@ -159,13 +165,15 @@ def load_embodiment(name_or_path: str | Path) -> Embodiment:
     embodiment = yaml.load(path, Embodiment)
     # urdf: is relative to the folder that holds config/ and urdf/; for a lone file to the file itself
     root = path.parents[2] if path.parent.name == "embodiments" and path.parents[1].name == "config" else path.parent
-    robots = {
-        name: replace(
+    robots = {}
+    for name, robot in embodiment.robots.items():
+        arm = embodiment.prefix(name)
+        prefix = robot.joint_prefix or (f"{arm}_" if arm and not robot.urdf else "")
+        robots[name] = replace(
             robot,
             urdf=str(root / (robot.urdf or embodiment.urdf)),
             base_frame=robot.base_frame or embodiment.base_frame,
-            tcp_frame=robot.tcp_frame or embodiment.tcp_frame,
+            tcp_frame=robot.tcp_frame or f"{prefix}{embodiment.tcp_frame}",
+            joint_prefix=prefix,
         )
-        for name, robot in embodiment.robots.items()
-    }
     return replace(embodiment, urdf=str(root / embodiment.urdf), robots=robots)

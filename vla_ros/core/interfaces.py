@@ -36,7 +36,11 @@ class Camera(Protocol):
         """Starts the stream. Raises DeviceError with the serial or file and the fix."""
 
     def read(self) -> Frame | None:
-        """Returns the newest frame that was not yet returned, else None; never blocks longer than one frame period."""
+        """Returns a frame that was not yet returned, the newest or one of the few just before it, else None.
+
+        Frames come in the order of their capture; never blocks longer than one frame period. Raises DeviceError when the camera is
+        gone, with the reason "ended" at the end of a recording.
+        """
 
     def stop(self) -> None:
         """Stops the stream. Idempotent."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -12,20 +11,18 @@ from threading import Lock
 import numpy as np
 
 from vla_ros.core.errors import DataError, StaleData, did_you_mean
+from vla_ros.core.freshness import FUTURE_S, Freshness
 from vla_ros.core.types import Frame, Observation, Proprioception
 
 HISTORY_S = 1.0
-_STRIDE = 8  # every 8th pixel of every 8th row tells a frozen picture from a live one; a sensor's noise is everywhere
 
 
 @dataclass
 class _Camera:
-    """The newest frame, and since when (`since_ns`) and over how many frames its content has been the same."""
+    """What has come from one camera, and the newest frame that was news."""
 
-    frame: Frame
-    checksum: int
-    since_ns: int
-    same: int = 1
+    freshness: Freshness
+    frame: Frame | None = None
 
 
 class ObservationBuffer:
@@ -33,7 +30,7 @@ class ObservationBuffer:
 
     Args:
         cameras: names that every observation must have.
-        max_age_s: a frame or state older than this at the time of `get` is stale.
+        max_age_s: a frame or state older than this at the time of `get` is stale; so is one from the future.
         frozen_after_s: a camera whose picture is identical for so long while its stamps advance is frozen; per camera, or one for all;
             None switches the test off (a simulated scene at rest gives identical pictures).
 
@@ -54,22 +51,21 @@ class ObservationBuffer:
             self._newest.clear()
             self._states.clear()
 
-    def add_frame(self, name: str, frame: Frame) -> None:
-        """Takes a frame of camera `name`; one that is not newer than the last is ignored. Raises DataError: unknown camera, wrong image."""
+    def add_frame(self, name: str, frame: Frame, now_ns: int | None = None) -> None:
+        """Takes a frame of camera `name`; one whose stamp is not newer than the last, or lies ahead of `now_ns`, is ignored.
+
+        Raises:
+            DataError: unknown camera, wrong image.
+        """
         if name not in self.cameras:
             raise DataError(f"camera '{name}' is not in this observation; {did_you_mean(name, self.cameras)}", "channels")
         image = np.asarray(frame.image)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise DataError(f"camera {name}: image {image.dtype} {image.shape}, expected uint8 [H, W, 3] RGB", "shape")
-        checksum = zlib.crc32(np.ascontiguousarray(image[::_STRIDE, ::_STRIDE]))
         with self._lock:
-            last = self._newest.get(name)
-            if last and frame.stamp_ns <= last.frame.stamp_ns:
-                return
-            if last and last.checksum == checksum:
-                self._newest[name] = _Camera(frame, checksum, last.since_ns, last.same + 1)
-            else:
-                self._newest[name] = _Camera(frame, checksum, frame.stamp_ns)
+            camera = self._newest.setdefault(name, _Camera(Freshness(self._frozen_after_s.get(name))))
+            if camera.freshness.add(frame, now_ns):
+                camera.frame = frame
 
     def add_proprioception(self, state: Proprioception) -> None:
         """Takes a state; one that is not newer than the last is ignored. What is older than `HISTORY_S` is forgotten."""
@@ -87,30 +83,31 @@ class ObservationBuffer:
             StaleData: names the camera or state that is missing, stale or frozen; its `reason` is "missing", "stale" or "frozen".
         """
         with self._lock:
-            newest, states = dict(self._newest), list(self._states)
-        for name in self.cameras:
-            self._check_camera(name, newest.get(name), now_ns)
+            newest = {name: self._fresh(name, self._newest.get(name), now_ns) for name in self.cameras}
+            states = list(self._states)
         if not states:
             raise StaleData("proprioception: none has come yet; is the proprioception node running?", "missing")
         self._check_age("proprioception", states[-1].stamp_ns, now_ns)
-        stamp_ns = min((newest[name].frame.stamp_ns for name in self.cameras), default=states[-1].stamp_ns)
+        stamp_ns = min((frame.stamp_ns for frame in newest.values()), default=states[-1].stamp_ns)
         before = bisect_right(states, stamp_ns, key=lambda state: state.stamp_ns) - 1
         if before < 0:
             late_s = (states[0].stamp_ns - stamp_ns) * 1e-9
             raise StaleData(f"proprioception: no state at the frames' instant, the first came {late_s:.3f} s later", "missing")
         self._check_age("proprioception at the frames' instant", states[before].stamp_ns, stamp_ns)
-        return Observation(stamp_ns, {name: newest[name].frame for name in self.cameras}, states[before], instruction)
+        return Observation(stamp_ns, newest, states[before], instruction)
 
-    def _check_camera(self, name: str, camera: _Camera | None, now_ns: int) -> None:
-        if camera is None:
-            raise StaleData(f"camera {name}: no frame has come yet; is its node running?", "missing")
-        self._check_age(f"camera {name}", camera.frame.stamp_ns, now_ns)
-        limit_s, same_s = self._frozen_after_s.get(name), (camera.frame.stamp_ns - camera.since_ns) * 1e-9
-        if limit_s is not None and same_s >= limit_s:
-            raise StaleData(f"camera {name}: identical image for {same_s:.2f} s ({camera.same} frames)", "frozen")
+    def _fresh(self, name: str, camera: _Camera | None, now_ns: int) -> Frame:
+        """The newest frame of a camera, or StaleData that says why there is none to use."""
+        refused = f"; {camera.freshness.refused}" if camera and camera.freshness.refused else ""
+        if camera is None or camera.frame is None:
+            raise StaleData(f"camera {name}: no frame has come yet{refused or '; is its node running?'}", "missing")
+        self._check_age(f"camera {name}", camera.frame.stamp_ns, now_ns, refused)
+        if frozen_s := camera.freshness.frozen_s():
+            raise StaleData(f"camera {name}: identical image for {frozen_s:.2f} s ({camera.freshness.same} frames)", "frozen")
+        return camera.frame
 
-    def _check_age(self, what: str, stamp_ns: int, now_ns: int) -> None:
+    def _check_age(self, what: str, stamp_ns: int, now_ns: int, hint: str = "") -> None:
         age_s = (now_ns - stamp_ns) * 1e-9
-        if abs(age_s) > self.max_age_s:
-            hint = "; its stamp lies in the future: are both clocks synchronised?" if age_s < 0 else ""
+        if not -FUTURE_S <= age_s <= self.max_age_s:
+            hint = "; its stamp lies in the future: are both clocks synchronised?" if age_s < 0 else hint
             raise StaleData(f"{what}: {age_s:.3f} s old, limit {self.max_age_s:.3f} s{hint}", "stale")

@@ -11,6 +11,7 @@ import numpy as np
 
 from vla_ros.core import rotations
 from vla_ros.core.channels import TCP_POSE, mode_of
+from vla_ros.core.collision import Clearance, approach
 from vla_ros.core.embodiment import RobotDescription
 from vla_ros.core.errors import DataError, LimitError, StaleData, VlaError, did_you_mean
 from vla_ros.core.types import Action, RobotState
@@ -23,6 +24,7 @@ REJECTIONS = {
     "limits": LimitError,
     "step": LimitError,
     "workspace": LimitError,
+    "collision": LimitError,
 }
 _TOLERANCE = 1e-9  # rad or m: a target on its limit is inside
 
@@ -36,6 +38,9 @@ class Limiter:
             targets are held to the workspace too.
         period_s: time that the first command after a hold may take its first motion from (one period of the command rate).
         age_limit_s: a command or measurement older than this is stale; also how far ahead joint velocities are looked at.
+        clearance: the pair of links with the least room at joint positions [N] rad; None: collisions are not looked at.
+        predict: joint positions [N] rad and TCP pose [6] -> joint positions [N] rad that the driver heads for. TCP targets need it to be
+            checked for collisions.
 
     Attributes:
         source: who may command (`Action.source`); None lets everybody.
@@ -51,6 +56,8 @@ class Limiter:
         *,
         period_s: float = 0.02,
         age_limit_s: float = 0.2,
+        clearance: Clearance | None = None,
+        predict: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
     ) -> None:
         self.robot = robot
         self.age_limit_s = age_limit_s
@@ -58,10 +65,12 @@ class Limiter:
         self.rejected: Counter[str] = Counter()
         self.clamped: Counter[str] = Counter()
         self._forward = forward
+        self._clearance, self._predict = clearance, predict
         self._period_s = period_s
         self._minimum, self._maximum = np.array(robot.position_min_rad), np.array(robot.position_max_rad)
         self._velocity_max = np.array(robot.velocity_max_rad_s)
         self._box = np.array(robot.workspace_min_m), np.array(robot.workspace_max_m)
+        self._known: tuple[tuple[str, ...] | None, str, list[int]] = None, "", []  # the last good channels, their mode and columns
         self._last: tuple[str, int, np.ndarray] | None = None
 
     def reset(self) -> None:
@@ -76,10 +85,12 @@ class Limiter:
         """Returns what may be sent at `now_ns`: `action` with its data clamped.
 
         Raises:
-            DataError: "not_finite", "channels". LimitError: "source", "limits", "step", "workspace". StaleData: "stale".
+            DataError: "not_finite", "channels". LimitError: "source", "limits", "step", "workspace", "collision". StaleData: "stale".
             The name is the error's `reason`, and counted in `rejected`.
         """
-        mode, columns = self._columns(action)
+        if action.channels != self._known[0]:
+            self._known = action.channels, *self._columns(action)
+        _, mode, columns = self._known
         self._check_origin(action, state, now_ns)
         data = action.data.copy()
         self._check_gripper(action)
@@ -153,6 +164,7 @@ class Limiter:
         reach = self._velocity_max * elapsed_s
         limited = np.clip(target, start - reach, start + reach)
         self.clamped["velocity"] += bool(np.abs(limited - target).max() > _TOLERANCE)
+        self._check_collision(measured, limited, target)
         return limited
 
     def _joint_velocity(self, target: np.ndarray, state: RobotState, reference: tuple[np.ndarray | None, float]) -> np.ndarray:
@@ -164,13 +176,16 @@ class Limiter:
         high = np.maximum((self._maximum - measured) / self.age_limit_s, 0.0)
         inside = np.clip(limited, low, high)
         self.clamped["position_margin"] += bool((inside != limited).any())
-        self._check_workspace_of(measured + inside * self.age_limit_s, measured)
+        ahead = measured + inside * self.age_limit_s
+        self._check_workspace_of(ahead, measured)
+        self._check_collision(measured, ahead)
         return inside
 
     def _tcp_pose(self, target: np.ndarray, state: RobotState, reference: tuple[np.ndarray | None, float]) -> np.ndarray:
         robot = self.robot
-        if self._forward is None:
-            self._reject("channels", f"robot {robot.name}: TCP targets need forward kinematics; give Limiter(forward=...)")
+        if self._forward is None or (self._clearance and self._predict is None):
+            needs = "forward=...)" if self._forward is None else "predict=...) to look for collisions"
+            self._reject("channels", f"robot {robot.name}: TCP targets need forward kinematics; give Limiter({needs}")
         excess = self._excess(target[:3])
         if excess.max() > robot.workspace_margin_m + _TOLERANCE:
             self._reject("workspace", self._workspace_message(target[:3], excess))
@@ -183,7 +198,10 @@ class Limiter:
         if angle > robot.tcp_step_max_rad:
             self._reject("step", f"TCP target turned {angle:.3f} rad from the measured pose, limit {robot.tcp_step_max_rad} rad")
         last, elapsed_s = reference
-        return self._slow_tcp(inside, measured if last is None else last, elapsed_s)
+        limited = self._slow_tcp(inside, measured if last is None else last, elapsed_s)
+        if self._clearance is not None:
+            self._check_collision(np.asarray(state.position), self._predict(np.asarray(state.position), limited))
+        return limited
 
     def _slow_tcp(self, target: np.ndarray, start: np.ndarray, elapsed_s: float) -> np.ndarray:
         """Goes from `start` towards `target` [6] as far as the TCP velocity limits allow in `elapsed_s`."""
@@ -205,6 +223,12 @@ class Limiter:
         excess = self._excess(position)
         if excess.max() > self.robot.workspace_margin_m and excess.max() > self._excess(np.asarray(self._forward(measured))[:3]).max():
             self._reject("workspace", self._workspace_message(position, excess))
+
+    def _check_collision(self, measured: np.ndarray, *goals: np.ndarray) -> None:
+        """Rejects a way from `measured` over `goals` (joint positions [N]) that brings two links too close together."""
+        gap = approach(self._clearance, measured, *goals) if self._clearance else None
+        if gap is not None:
+            self._reject("collision", f"{gap.first} would come to {gap.distance_m:.4f} m from {gap.second}, margin {gap.margin_m} m")
 
     def _excess(self, position: np.ndarray) -> np.ndarray:
         """How far (m) a position [3] lies outside the box, by axis; negative inside."""

@@ -34,7 +34,11 @@ def _channels(channels: object, width: int, owner: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Intrinsics:
-    """Pinhole camera (pixels), as in sensor_msgs/CameraInfo; `distortion` is plumb_bob (k1, k2, t1, t2, k3)."""
+    """Pinhole camera (pixels), as in sensor_msgs/CameraInfo.
+
+    `distortion_model` gives `distortion` its meaning: "plumb_bob" (k1, k2, t1, t2, k3), "rational_polynomial" (k1, k2, t1, t2, k3 .. k6)
+    or "equidistant" (k1 .. k4).
+    """
 
     width: int
     height: int
@@ -43,17 +47,23 @@ class Intrinsics:
     cx: float
     cy: float
     distortion: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0, 0.0)
+    distortion_model: str = "plumb_bob"
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One colour image. `image` is uint8 [H, W, 3] RGB; `stamp_ns` is its **capture** time; `number` counts from 0."""
+    """One colour image. `image` is uint8 [H, W, 3] RGB; `stamp_ns` is its **capture** time; `number` counts from 0.
+
+    `depth` uint16 [H, W] is aligned to the image (same pixels, same intrinsics): value x `depth_scale_m` is metres, 0 is unknown.
+    """
 
     stamp_ns: int
     image: np.ndarray
     number: int
     frame_id: str
     intrinsics: Intrinsics | None = None
+    depth: np.ndarray | None = None
+    depth_scale_m: float = 0.001
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from vla_ros.core.errors import DataError, VlaError, did_you_mean
 from vla_ros.core.types import Action
 from vla_ros.nodes.command_gate import NOBODY, CommandGate, State
 from vla_ros.nodes.lifecycle import VlaNode
+from vla_ros.nodes.steady_loop import locked
 
 SOURCE = "move_to_joints"
 _DEFAULT_SPEED = 0.2
@@ -59,10 +61,10 @@ def plan_course(robot: RobotDescription, start: np.ndarray, names: list[str], po
 class JointMotion:
     """The action server; the robot node calls `step` at its own rate. One goal at a time, none while another source drives."""
 
-    def __init__(self, node: VlaNode, describe: Callable[[], tuple[RobotDescription, CommandGate] | None]) -> None:
-        """`describe` returns the arm and its gate, or None while the node is not active."""
+    def __init__(self, node: VlaNode, describe: Callable[[], tuple[RobotDescription, CommandGate] | None], lock: threading.RLock) -> None:
+        """`describe` returns the arm and its gate, or None while the node is not active; `step` and `abort` are called under `lock`."""
         self._node = node
-        self._describe = describe
+        self._describe, self._lock = describe, lock
         self._goal: ServerGoalHandle | None = None
         self._course: Course | None = None
         self._begun_ns = 0
@@ -78,6 +80,7 @@ class JointMotion:
             cancel_callback=lambda _: CancelResponse.ACCEPT,
         )
 
+    @locked
     def _accept(self, request: MoveToJoints.Goal) -> GoalResponse:
         active = self._describe()
         if active is None:
@@ -91,6 +94,7 @@ class JointMotion:
         self._node.get_logger().warning(f"move_to_joints refused: {why}")
         return GoalResponse.REJECT
 
+    @locked
     def _begin(self, goal: ServerGoalHandle) -> None:
         request, (robot, gate) = goal.request, self._describe()
         self._goal, self._begun_ns, self._steps = goal, self._node.steady_ns(), 0

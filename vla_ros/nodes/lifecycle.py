@@ -94,9 +94,11 @@ class VlaNode(LifecycleNode):
         """ROS time in ns since the epoch (simulated time with `use_sim_time`)."""
         return self.get_clock().now().nanoseconds
 
-    def parameter(self, name: str, default, description: str, *, low: float | None = None, high: float | None = None):
-        """Declares a read-only parameter (it is read once, here) and returns its value; an integer given for a float is taken."""
-        descriptor = ParameterDescriptor(description=description, read_only=True, dynamic_typing=isinstance(default, float))
+    def parameter(
+        self, name: str, default, description: str, *, low: float | None = None, high: float | None = None, read_only: bool = True
+    ):
+        """Declares a parameter and returns its value; an integer given for a float is taken. Unless `read_only`, `setup` reads it anew."""
+        descriptor = ParameterDescriptor(description=description, read_only=read_only, dynamic_typing=isinstance(default, float))
         if low is not None and high is not None:
             if isinstance(default, float):
                 descriptor.floating_point_range = [FloatingPointRange(from_value=float(low), to_value=float(high))]

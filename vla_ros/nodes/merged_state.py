@@ -62,11 +62,11 @@ class MergedState:
         return Proprioception(min(state.stamp_ns for state in self._states.values()), self._channels, np.concatenate(parts))
 
     def joints(self) -> RobotState:
-        """Returns all joints of all arms as one state, grippers (m) among them."""
+        """Returns all joints of all arms as one state, grippers (m) among them, named as in the URDF."""
         names: list[str] = []
         parts: dict[str, list[np.ndarray]] = {"position": [], "velocity": [], "effort": []}
         for robot, state in self._states.items():
-            names += state.joint_names
+            names += [self._robots[robot].joint_prefix + joint for joint in state.joint_names]
             for key, values in parts.items():
                 values.append(getattr(state, key))
             if state.gripper_width_m is not None:

@@ -33,6 +33,7 @@ ROBOT_STATES = {
     vla.RobotStatus.STATE_FOLLOWING: "following",
     vla.RobotStatus.STATE_STOPPED: "stopped",
 }
+DISTORTION_MODELS = ("plumb_bob", "rational_polynomial", "equidistant")
 OUTCOMES = {vla.TaskOutcome.RUNNING: "running", vla.TaskOutcome.SUCCESS: "success", vla.TaskOutcome.FAILURE: "failure"}
 
 
@@ -59,7 +60,7 @@ def camera_info_msg(frame: Frame) -> CameraInfo:
         header=header_msg(frame.stamp_ns, frame.frame_id),
         width=lens.width,
         height=lens.height,
-        distortion_model="plumb_bob",
+        distortion_model=lens.distortion_model,
         d=list(lens.distortion),
         k=[lens.fx, 0.0, lens.cx, 0.0, lens.fy, lens.cy, 0.0, 0.0, 1.0],
         r=[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0],
@@ -68,11 +69,13 @@ def camera_info_msg(frame: Frame) -> CameraInfo:
 
 
 def intrinsics_of(message: CameraInfo) -> Intrinsics:
-    """The inverse of `camera_info_msg`; raises DataError for another distortion model than plumb_bob."""
-    if message.distortion_model not in ("plumb_bob", ""):
-        raise DataError(f"camera_info of {message.header.frame_id}: distortion model '{message.distortion_model}', expected plumb_bob")
+    """The inverse of `camera_info_msg`; raises DataError for an unknown distortion model."""
+    model = message.distortion_model or "plumb_bob"
+    if model not in DISTORTION_MODELS:
+        valid = ", ".join(DISTORTION_MODELS)
+        raise DataError(f"camera_info of {message.header.frame_id}: distortion model '{model}', expected one of {valid}")
     fx, cx, fy, cy = message.k[0], message.k[2], message.k[4], message.k[5]
-    return Intrinsics(message.width, message.height, fx, fy, cx, cy, tuple(message.d) or (0.0,) * 5)
+    return Intrinsics(message.width, message.height, fx, fy, cx, cy, tuple(message.d) or (0.0,) * 5, model)
 
 
 def metadata_msg(frame: Frame) -> vla.FrameMetadata:
@@ -207,6 +210,22 @@ class RobotReport:
     reason: str = ""
     detail: str = ""
     rejected: Mapping[str, int] = field(default_factory=dict)
+
+
+def status_msg(
+    stamp_ns: int, state: int, source: str, reason: str, detail: str, accepted: int, rejected: Mapping[str, int]
+) -> vla.RobotStatus:
+    """`state` is one of RobotStatus.STATE_*; `rejected` counts commands by reason."""
+    return vla.RobotStatus(
+        stamp=stamp_msg(stamp_ns),
+        state=int(state),
+        source=source,
+        reason=reason,
+        detail=detail,
+        accepted=accepted,
+        rejected_names=list(rejected),
+        rejected_counts=list(rejected.values()),
+    )
 
 
 def report_of(message: vla.RobotStatus) -> RobotReport:

@@ -45,7 +45,7 @@ class ObservationInput:
         if camera in self.counts:
             self.counts[camera].received(msgs.stamp_ns(message.header.stamp))
         try:
-            self.buffer.add_frame(camera, images.frame_of(message))
+            self.buffer.add_frame(camera, images.frame_of(message), self._node.now_ns())
         except VlaError as error:
             self._refuse(f"camera {camera}", error)
 

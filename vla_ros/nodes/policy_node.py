@@ -33,7 +33,7 @@ class PolicyNode(VlaNode):
 
     def __init__(self, **kwargs) -> None:
         super().__init__("policy", **kwargs)
-        self._checkpoint = self.parameter("checkpoint", "", "Checkpoint instead of the rig's: name, path, 'script' or module:Class")
+        self.parameter("checkpoint", "", "Name, path, 'script' or module:Class instead of the rig's; read by configure", read_only=False)
         self._executor_text = self.parameter("executor", "", "Executor instead of the rig's: name or name:option=value,...")
         self._limits = Limits(
             start_s=self.parameter("start_timeout_s", 10.0, "s, longest wait in each stage before the first action", low=0.1, high=600),
@@ -50,9 +50,9 @@ class PolicyNode(VlaNode):
     # Lifecycle.
 
     def setup(self) -> None:
-        rig = load_rig(self.rig_name)
-        section = rig.policy or PolicyRig(self._checkpoint)
-        self._loaded = self._checkpoint or section.checkpoint
+        rig, checkpoint = load_rig(self.rig_name), self.get_parameter("checkpoint").value
+        section = rig.policy or PolicyRig(checkpoint)
+        self._loaded = checkpoint or section.checkpoint
         self._executor = parse_executor(self._executor_text) if self._executor_text else dict(section.executor)
         make_executor(**self._executor)
         self._embodiment, self._inference_s = rig.embodiment, 1 / section.inference_hz

@@ -29,6 +29,8 @@ COMMAND = _profile(1, reliable=True, lifespan_s=0.5)
 EXECUTED = _profile(100, reliable=True)
 # Joint states and proprioception; reliable so that tools with either setting can listen, shallow so that nobody sees old ones.
 STATE = _profile(5, reliable=True)
+# Of those only the newest, for who looks at them when it needs them.
+NEWEST_STATE = _profile(1, reliable=False)
 # The newest status, also for a node that starts later.
 STATUS = _profile(1, reliable=True, latched=True)
 # Chunks and plans: few, each one counts.

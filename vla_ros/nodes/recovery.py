@@ -10,15 +10,19 @@ from rclpy.task import Future
 
 from vla_ros.core.errors import DeviceError, VlaError
 from vla_ros.core.interfaces import Robot
+from vla_ros.nodes.steady_loop import locked
 
 _FIRST_RETRY_NS, _LAST_RETRY_NS = 250_000_000, 2_000_000_000
 
 
 class Recovery:
-    """At most one attempt at a time; `done` is called in the executor's thread with None or the error."""
+    """At most one attempt at a time; `done` is called in the executor's thread, under `lock`, with None or the error.
 
-    def __init__(self, done: Callable[[VlaError | None], None]) -> None:
-        self._done = done
+    `begin` and `keep_trying` are called under `lock`; nobody waits for the future under it.
+    """
+
+    def __init__(self, done: Callable[[VlaError | None], None], lock: threading.RLock) -> None:
+        self._done, self._lock = done, lock
         self._running: Future | None = None
         self._retry_ns, self._retry_at_ns = _FIRST_RETRY_NS, 0
 
@@ -30,6 +34,7 @@ class Recovery:
             threading.Thread(target=_recover, args=(robot, future), name="recover", daemon=True).start()
         return self._running
 
+    @locked
     def end(self, future: Future) -> None:
         """Takes the outcome in; who waits for the future calls it too, so as not to depend on the order of callbacks."""
         if self._running is future:

@@ -39,7 +39,7 @@ class SimulationNode(VlaNode):
         if rig.simulation is None:
             raise ConfigError(f"rig {rig.name} has no simulation section, so there is nothing for the simulation node to run")
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        server = load_device(SIMULATORS, rig.simulation.scene)(rig.simulation.address, rig.simulation.seed)
+        server = load_device(SIMULATORS, rig.simulation.scene)(rig)
         server.start()
         self._server = server
         self.get_logger().info(f"{rig.simulation.scene} at {rig.simulation.address}: {server.task}")

@@ -9,9 +9,11 @@ from vla_ros.core.embodiment import Embodiment, config_dir
 from vla_ros.core.errors import PolicyError, did_you_mean
 from vla_ros.core.interfaces import Policy
 from vla_ros.policies.checkpoint import CONFIG, read_config
+from vla_ros.policies.replay import ACTIONS
 
 POLICIES = {
     "robovlms": "vla_ros.policies.robovlms:RoboVlms",
+    "replay": "vla_ros.policies.replay:Replay",
     "script": "vla_ros.sim.script:ScriptPolicy",
 }
 
@@ -20,8 +22,8 @@ def load_policy(checkpoint: str, embodiment: Embodiment) -> Policy:
     """Loads what a rig's `policy.checkpoint` names.
 
     Args:
-        checkpoint: a folder, the name of one in config/checkpoints, "script", or an import path `module:Class`
-            (the last two are called with `embodiment`).
+        checkpoint: a folder, the name of one in config/checkpoints, the folder of a rollout (its actions are played again), "script",
+            or an import path `module:Class` (the last two are called with `embodiment`).
         embodiment: the robot that it will drive.
 
     Raises:
@@ -30,6 +32,8 @@ def load_policy(checkpoint: str, embodiment: Embodiment) -> Policy:
     if checkpoint == "script" or ":" in checkpoint:
         return load_device(POLICIES, checkpoint)(embodiment)
     folder = find_checkpoint(checkpoint)
+    if (folder / ACTIONS).is_file():
+        return load_device(POLICIES, "replay").load(folder, embodiment)
     system = read_config(folder).system
     if system not in POLICIES:
         raise PolicyError(f"{folder / CONFIG}: system {system!r}; {did_you_mean(system, POLICIES)}")

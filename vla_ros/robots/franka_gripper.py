@@ -4,36 +4,63 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import dataclass
 
 from vla_ros.core.embodiment import Gripper
-from vla_ros.robots.franka_link import FRANKY_ERRORS, call, franky
+from vla_ros.core.errors import ConfigError
+from vla_ros.robots.franka_sdk import FRANKY_ERRORS, call, franky
 
 _PERIOD_S = 0.03
-_SPEED_M_S = 0.1
-# A width below the first closes, above the second opens; between them the hand stays as it is.
+_HOMING_S = 15.0
+# A width below the first closes, above the second opens fully.
 _CLOSE_BELOW_M, _OPEN_ABOVE_M = 0.03, 0.05
 _CLOSE_ABOVE, _OPEN_BELOW = 0.6, 0.4  # the same for gripper.closed
 _OPEN_MARGIN_M = 0.005
+_STEP_M = 0.004  # a wish that differs by less is no new one
+_CLOSED = 0.0
+_FORCE_MAX_N = 70.0  # what the Franka Hand takes
 _log = logging.getLogger(__name__)
 
 
-class FrankaGripper:
-    """Opens fully or grasps with force; between the two thresholds of `want_*` nothing changes.
+@dataclass(frozen=True)
+class Grasp:
+    """How the hand closes.
 
-    Raises:
-        DeviceError: no hand answers at `address`.
+    `force_n`, `speed_m_s`; `epsilon_m`: whatever stands at most this far apart between the fingers counts as grasped (0.08: anything).
+    `widths`: a width between the thresholds moves the fingers there, unless they hold something narrower; else it changes nothing.
     """
 
-    def __init__(self, address: str, gripper: Gripper, *, timeout_s: float, homing: bool = False) -> None:
+    force_n: float
+    speed_m_s: float = 0.1
+    epsilon_m: float = 0.08
+    widths: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.force_n <= _FORCE_MAX_N:
+            raise ConfigError(f"grasp.force_n = {self.force_n}, expected above 0, at most {_FORCE_MAX_N} N")
+        if not 0 < self.speed_m_s <= 0.1:
+            raise ConfigError(f"grasp.speed_m_s = {self.speed_m_s}, expected above 0, at most 0.1 m/s")
+        if not 0 < self.epsilon_m <= 0.1:
+            raise ConfigError(f"grasp.epsilon_m = {self.epsilon_m}, expected above 0, at most 0.1 m")
+
+
+class FrankaGripper:
+    """Opens, grasps with force and, on request, moves to widths.
+
+    Raises:
+        DeviceError: no hand answers at `address`, or homing failed.
+    """
+
+    def __init__(self, address: str, gripper: Gripper, grasp: Grasp, *, timeout_s: float, homing: bool = False) -> None:
         hint = "is a Franka Hand mounted and enabled in Desk?"
         self._hand = call(f"franka hand at {address}", lambda: franky.Gripper(address), timeout_s, hint)
         if homing:
-            call(f"franka hand at {address}: homing", self._hand.homing, 15.0, hint)
+            call(f"franka hand at {address}: homing", self._hand.homing, _HOMING_S, hint)
         self._address = address
-        self._gripper = gripper
+        self._grasp, self._open_m = grasp, gripper.width_max_m
         self._width_m = float(call(f"franka hand at {address}: state", lambda: self._hand.width, timeout_s, hint))
-        self._wanted: bool | None = None
-        self._done: bool | None = None
+        self._wanted_m: float | None = None  # _CLOSED is a grasp
+        self._done_m: float | None = None
         self._closing = threading.Event()
         self._wake = threading.Event()
         self.fault = ""
@@ -46,19 +73,25 @@ class FrankaGripper:
         return self._width_m
 
     def want_width(self, width_m: float) -> None:
-        """Closes below 0.03 m, opens above 0.05 m, keeps the last wish between."""
-        if width_m < _CLOSE_BELOW_M or width_m > _OPEN_ABOVE_M:
-            self._want(width_m < _CLOSE_BELOW_M)
+        """Grasps below 0.03 m, opens above 0.05 m; between, see `Grasp.widths`."""
+        if width_m < _CLOSE_BELOW_M:
+            self._want(_CLOSED)
+        elif self._grasp.widths:
+            holds = self._done_m == _CLOSED and width_m < self._width_m + _OPEN_MARGIN_M
+            if not holds and (self._wanted_m is None or abs(width_m - self._wanted_m) > _STEP_M):
+                self._want(min(width_m, self._open_m))
+        elif width_m > _OPEN_ABOVE_M:
+            self._want(self._open_m)
 
     def want_closed(self, closed: float) -> None:
-        """Closes above 0.6, opens below 0.4, keeps the last wish between."""
+        """Grasps above 0.6, opens below 0.4, keeps the last wish between."""
         if closed > _CLOSE_ABOVE or closed < _OPEN_BELOW:
-            self._want(closed > _CLOSE_ABOVE)
+            self._want(_CLOSED if closed > _CLOSE_ABOVE else self._open_m)
 
     def resync(self) -> None:
         """Forgets a grasp that is none: somebody else (a person, a simulator's reset) has opened the hand since."""
-        if self._done and self._wanted and self._width_m > self._gripper.width_max_m - _OPEN_MARGIN_M:
-            self._done = self._wanted = None
+        if self._done_m == _CLOSED == self._wanted_m and self._width_m > self._open_m - _OPEN_MARGIN_M:
+            self._done_m = self._wanted_m = None
 
     def close(self) -> None:
         """Ends the thread; the hand keeps what it holds. Idempotent."""
@@ -66,9 +99,9 @@ class FrankaGripper:
         self._wake.set()
         self._thread.join(1.5)
 
-    def _want(self, closed: bool) -> None:
-        if closed != self._wanted:
-            self._wanted = closed
+    def _want(self, width_m: float) -> None:
+        if width_m != self._wanted_m:
+            self._wanted_m = width_m
             self._wake.set()
 
     def _work(self) -> None:
@@ -82,12 +115,12 @@ class FrankaGripper:
                         self._closing.wait(_PERIOD_S)
                         continue
                     if not pending.get():
-                        what = "grasp" if self._done else "open"
+                        what = "grasp" if self._done_m == _CLOSED else f"moving to {self._done_m:.3f} m"
                         _log.warning("franka hand at %s: %s did not succeed, width %.3f m", self._address, what, self._width_m)
                     pending = None
-                wanted = self._wanted
-                if wanted is not None and wanted != self._done:
-                    self._done, pending = wanted, self._begin(wanted)
+                wanted_m = self._wanted_m
+                if wanted_m is not None and wanted_m != self._done_m:
+                    self._done_m, pending = wanted_m, self._begin(wanted_m)
                     continue
                 self._wake.wait(_PERIOD_S)
                 self._wake.clear()
@@ -95,8 +128,8 @@ class FrankaGripper:
             self.fault = f"franka hand at {self._address}: {error}"
             _log.error(self.fault)
 
-    def _begin(self, closed: bool) -> franky.BoolFuture:
-        if closed:
-            # both epsilons as wide as the hand: whatever the fingers meet counts as grasped
-            return self._hand.grasp_async(0.0, _SPEED_M_S, float(self._gripper.force_n), 0.08, 0.08)
-        return self._hand.move_async(float(self._gripper.width_max_m), _SPEED_M_S)
+    def _begin(self, width_m: float) -> franky.BoolFuture:
+        grasp = self._grasp
+        if width_m == _CLOSED:
+            return self._hand.grasp_async(_CLOSED, grasp.speed_m_s, float(grasp.force_n), grasp.epsilon_m, grasp.epsilon_m)
+        return self._hand.move_async(width_m, grasp.speed_m_s)

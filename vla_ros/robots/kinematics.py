@@ -6,14 +6,16 @@ Poses are `T_base_tcp`: 4x4 numpy matrices, m, in the robot's base frame.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pinocchio as pin
 
 from vla_ros.core.embodiment import RobotDescription
 from vla_ros.core.errors import ConfigError, did_you_mean
-from vla_ros.core.rotations import matrix_to_rotvec, rotvec_to_matrix
+from vla_ros.core.rotations import quat_to_rotvec, rotvec_to_matrix
+from vla_ros.core.urdf import load_urdf
+
+_LOOKS_AHEAD, _LOOK_S = 2, 0.15
 
 
 def pose_matrix(vector: np.ndarray) -> np.ndarray:
@@ -26,13 +28,18 @@ def pose_matrix(vector: np.ndarray) -> np.ndarray:
 
 def pose_vector(pose: np.ndarray) -> np.ndarray:
     """Returns x, y, z (m), rx, ry, rz (rotation vector of length <= pi, rad) [6] of a pose [4, 4]."""
-    return np.concatenate([pose[:3, 3], matrix_to_rotvec(pose[:3, :3])])
+    return np.concatenate([pose[:3, 3], _rotvec(pose[:3, :3])])
 
 
 def pose_error(target: np.ndarray, measured: np.ndarray) -> np.ndarray:
     """Returns [6]: translation (m) and rotation vector (rad), both in the base frame, that bring pose `measured` [4, 4] to `target`."""
     turn = target[:3, :3] @ measured[:3, :3].T
-    return np.concatenate([target[:3, 3] - measured[:3, 3], matrix_to_rotvec(turn)])
+    return np.concatenate([target[:3, 3] - measured[:3, 3], _rotvec(turn)])
+
+
+def _rotvec(matrix: np.ndarray) -> np.ndarray:
+    """`rotations.matrix_to_rotvec` for one matrix [3, 3], in a seventh of its time."""
+    return quat_to_rotvec(pin.Quaternion(matrix).coeffs())
 
 
 def displaced(pose: np.ndarray, error: np.ndarray) -> np.ndarray:
@@ -65,17 +72,16 @@ class Kinematics:
     """
 
     def __init__(self, robot: RobotDescription, settings: IkSettings = IkSettings()) -> None:
-        if not Path(robot.urdf).is_file():
-            raise ConfigError(f"{robot.urdf}: there is no such URDF; set `urdf` in the embodiment")
-        full = pin.buildModelFromUrdf(robot.urdf)
-        for name in robot.joints:
+        full = pin.buildModelFromXML(load_urdf(robot.urdf))
+        joints = [robot.joint_prefix + name for name in robot.joints]
+        for name in joints:
             if not full.existJointName(name):
                 raise ConfigError(f"{robot.urdf}: no joint '{name}'; {did_you_mean(name, list(full.names)[1:])}")
-        others = [full.getJointId(name) for name in full.names[1:] if name not in robot.joints]
+        others = [full.getJointId(name) for name in full.names[1:] if name not in joints]
         self._model = pin.buildReducedModel(full, others, pin.neutral(full))
-        if tuple(self._model.names[1:]) != robot.joints:
+        if list(self._model.names[1:]) != joints:
             found = ", ".join(self._model.names[1:])
-            raise ConfigError(f"{robot.urdf}: joints in the order {found}, the embodiment has {', '.join(robot.joints)}")
+            raise ConfigError(f"{robot.urdf}: joints in the order {found}, the embodiment has {', '.join(joints)}")
         for frame in (robot.base_frame, robot.tcp_frame):
             if not self._model.existFrame(frame):
                 raise ConfigError(f"{robot.urdf}: no frame '{frame}'; {did_you_mean(frame, [item.name for item in self._model.frames])}")
@@ -119,6 +125,15 @@ class Kinematics:
         posture = np.clip(self._settings.posture_gain_hz * (self._home - position), -most, most)
         # J# twist + (I - J# J) posture, with one linear solve
         return posture + jacobian.T @ np.linalg.solve(damped, np.asarray(twist) - jacobian @ posture)
+
+    def ahead(self, position_rad: np.ndarray, tcp: np.ndarray) -> np.ndarray:
+        """Returns the joint positions [N] rad, within their limits, where heading for the TCP pose `tcp` [6] by `velocity_for` leads."""
+        position, turn = np.asarray(position_rad, dtype=np.float64), pin.exp3(np.asarray(tcp[3:], dtype=np.float64))
+        for _ in range(_LOOKS_AHEAD):
+            pose = self.forward(position)
+            error = np.concatenate([tcp[:3] - pose[:3, 3], pin.log3(turn @ pose[:3, :3].T)])
+            position = np.clip(position + self.velocity_for(position, error / _LOOK_S) * _LOOK_S, self._low, self._high)
+        return position
 
     def limit(self, position_rad: np.ndarray, velocity_rad_s: np.ndarray) -> np.ndarray:
         """Returns `velocity_rad_s` [N] within the joints' speed limits.

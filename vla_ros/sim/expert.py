@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vla_ros.core.rotations import conjugate, multiply, nearest_rotvec, quat_to_rotvec, rotvec_to_quat
+from vla_ros.sim.layout import Reach, down_rotvec
 from vla_ros.sim.tasks import BLOCKS, Task
 from vla_ros.sim.world import BLOCK_M, BOWL_RADIUS_M, BOWL_RIM_M, PLATE_RADIUS_M, World, resting_height_m
 
@@ -17,15 +18,12 @@ DT_S = 0.1
 BEFORE_GRASP, HELD, PLACED = 0, 1, 2
 CHANNELS = ("tcp.x", "tcp.y", "tcp.z", "tcp.rx", "tcp.ry", "tcp.rz", "gripper.closed")
 
-SPEED_M_S = 0.38
 TURN_RAD_S = 1.5
 APPROACH = 0.45  # share of the remaining way that a row covers, where that is less than full speed
-GRIPPER_M_S = 0.10
 HOVER_M = 0.10  # above a block before coming down on it
-CARRY_M = 0.17
-RETREAT_M = 0.22
 OPEN_M = BLOCK_M + 0.018
-_DOWN = np.array([np.pi, 0.0, 0.0])
+FRANKA = Reach()
+_DOWN = rotvec_to_quat(np.array(down_rotvec(0.0)))
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Step:
     stage: int
 
 
-def plan_chunk(world: World, task: Task, rows: int) -> tuple[np.ndarray, int]:
+def plan_chunk(world: World, task: Task, rows: int, reach: Reach = FRANKA) -> tuple[np.ndarray, int]:
     """Rolls the expert out from `world` as if every row were met exactly.
 
     Returns:
@@ -47,25 +45,25 @@ def plan_chunk(world: World, task: Task, rows: int) -> tuple[np.ndarray, int]:
     """
     chunk = np.empty((rows, 7))
     first = None
-    reference = _DOWN
+    reference = np.array(down_rotvec(reach.heading_rad))
     for row in range(rows):
-        step = decide(world, task)
+        step = decide(world, task, reach)
         first = step.stage if first is None else first
-        position, quat = _advance(world, step)
+        position, quat = advance(world, step, reach)
         reference = nearest_rotvec(quat_to_rotvec(quat), reference)
         chunk[row] = *position, *reference, step.closed
-        world = _imagine(world, task, step, position, quat)
+        world = imagine(world, task, step, position, quat, reach)
     return chunk, int(first)
 
 
-def decide(world: World, task: Task) -> Step:
+def decide(world: World, task: Task, reach: Reach = FRANKA) -> Step:
     """What to do now, given everything."""
     block, goal = world.position[task.block], world.position[task.goal]
     if is_placed(world, task):
-        return _leave(world, block)
+        return leave(world, block, reach)
     if is_held(world, task.block):
-        return _carry(world, task, block, goal)
-    return _fetch(world, task, block)
+        return _carry(world, task, block, goal, reach)
+    return _fetch(world, task, block, reach)
 
 
 def is_held(world: World, block: str) -> bool:
@@ -84,15 +82,15 @@ def is_placed(world: World, task: Task) -> bool:
     return away < (PLATE_RADIUS_M - 0.02 if task.goal == "plate" else 0.018) and abs(high) < 0.006
 
 
-def _fetch(world: World, task: Task, block: np.ndarray) -> Step:
-    yaw = _grasp_yaw(world, task.block)
+def _fetch(world: World, task: Task, block: np.ndarray, reach: Reach) -> Step:
+    yaw = _grasp_yaw(world, task.block, reach.heading_rad)
     offset = block - world.tcp_position
-    away, turn = float(np.hypot(offset[0], offset[1])), abs(_quarter(yaw - _yaw(world.tcp_quat_xyzw)))
+    away, turn = float(np.hypot(offset[0], offset[1])), abs(_quarter(yaw - yaw_of(world.tcp_quat_xyzw)))
     # A funnel: the hand may only be as low as it is well placed, so that it never pushes the block or a neighbour.
     above = min(HOVER_M, max(4.0 * max(away - 0.008, 0.0), 0.25 * max(turn - 0.10, 0.0)))
     target = np.array([block[0], block[1], max(block[2], 0.018) + above])
     # Once the fingers close, a shaken hand does not start all over.
-    slack = 2.0 if world.gripper_width_m < 0.075 else 1.0
+    slack = 2.0 if world.gripper_width_m < reach.width_max_m - 0.005 else 1.0
     around = away < 0.007 * slack and abs(offset[2]) < 0.010 * slack and turn < 0.12 * slack
     if around and world.gripper_width_m > BLOCK_M - 0.008:
         return Step(target, yaw, True, BEFORE_GRASP)
@@ -106,17 +104,18 @@ def _fetch(world: World, task: Task, block: np.ndarray) -> Step:
     return Step(target, yaw, False, BEFORE_GRASP)
 
 
-def _carry(world: World, task: Task, block: np.ndarray, goal: np.ndarray) -> Step:
+def _carry(world: World, task: Task, block: np.ndarray, goal: np.ndarray, reach: Reach) -> Step:
     offset = goal[:2] - block[:2]
     away = float(np.hypot(*offset))
     on_block = task.goal in BLOCKS
     release = resting_height_m(task.goal, world.position) + 0.002
     if task.goal == "bowl":
         release = BOWL_RIM_M - 0.006  # the fingers stay above the rim, the block drops a little
-    yaw = _yaw(world.tcp_quat_xyzw) + _quarter(world.yaw[task.goal] - world.yaw[task.block]) if on_block else 0.0
-    turn = abs(yaw - _yaw(world.tcp_quat_xyzw)) if on_block else 0.0
+    here = yaw_of(world.tcp_quat_xyzw)
+    yaw = here + _quarter(world.yaw[task.goal] - world.yaw[task.block]) if on_block else reach.heading_rad
+    turn = abs(yaw - here) if on_block else 0.0
     near = 0.004 if on_block else 0.010
-    above = min(CARRY_M - release, max(3.0 * max(away - near, 0.0), 0.3 * max(turn - 0.08, 0.0)))
+    above = min(reach.carry_m - release, max(3.0 * max(away - near, 0.0), 0.3 * max(turn - 0.08, 0.0)))
     target = world.tcp_position + np.array([*offset, release + above - block[2]])
     clear = float(np.clip((block[2] - 0.035) / 0.05, 0.0, 1.0)) if away > 0.06 else 1.0
     target[:2] = world.tcp_position[:2] + offset * clear
@@ -124,47 +123,50 @@ def _carry(world: World, task: Task, block: np.ndarray, goal: np.ndarray) -> Ste
     return Step(target, yaw, not down, HELD)
 
 
-def _leave(world: World, block: np.ndarray) -> Step:
-    target = world.tcp_position.copy()
-    if world.gripper_width_m > OPEN_M or np.linalg.norm(block - world.tcp_position) > 0.06:
-        target[2] = RETREAT_M
-    return Step(target, 0.0 if target[2] == RETREAT_M and world.tcp_position[2] > 0.15 else _yaw(world.tcp_quat_xyzw), False, PLACED)
+def leave(world: World, block: np.ndarray, reach: Reach) -> Step:
+    """Opens, and goes up once the fingers are clear of the block."""
+    target, here = world.tcp_position.copy(), yaw_of(world.tcp_quat_xyzw)
+    clear = world.gripper_width_m > OPEN_M or np.linalg.norm(block - world.tcp_position) > 0.06
+    if clear:
+        target[2] = reach.retreat_m
+    high = clear and world.tcp_position[2] > reach.retreat_m - 0.07
+    return Step(target, reach.heading_rad if high else here, False, PLACED)
 
 
-def _advance(world: World, step: Step) -> tuple[np.ndarray, np.ndarray]:
+def advance(world: World, step: Step, reach: Reach) -> tuple[np.ndarray, np.ndarray]:
     """One row on the way: the pose (position [3], quat_xyzw [4]) that the hand should have DT_S from now."""
     way = step.position - world.tcp_position
     length = float(np.linalg.norm(way))
-    stride = min(length * APPROACH + 0.002, SPEED_M_S * DT_S, length)
+    stride = min(length * APPROACH + 0.002, reach.speed_m_s * DT_S, length)
     position = world.tcp_position + way * (stride / length if length > 1e-9 else 0.0)
-    upright = multiply(rotvec_to_quat(np.array([0.0, 0.0, step.yaw])), rotvec_to_quat(_DOWN))
+    upright = multiply(rotvec_to_quat(np.array([0.0, 0.0, step.yaw])), _DOWN)
     turn = quat_to_rotvec(multiply(upright, conjugate(world.tcp_quat_xyzw)))
     angle = float(np.linalg.norm(turn))
     share = min(1.0, max(APPROACH, 0.02 / max(angle, 1e-9)), TURN_RAD_S * DT_S / max(angle, 1e-9))
     return position, multiply(rotvec_to_quat(turn * share), world.tcp_quat_xyzw)
 
 
-def _imagine(world: World, task: Task, step: Step, position: np.ndarray, quat: np.ndarray) -> World:
+def imagine(world: World, task: Task, step: Step, position: np.ndarray, quat: np.ndarray, reach: Reach) -> World:
     """The world DT_S later: hand at its target, fingers moved, a held block carried along, a released one fallen."""
     around = float(np.abs(world.position[task.block] - world.tcp_position).max()) < 0.03
-    width = world.gripper_width_m + (-1 if step.closed else 1) * GRIPPER_M_S * DT_S
-    width = float(np.clip(width, BLOCK_M if around else 0.0, 0.08))
+    width = world.gripper_width_m + (-1 if step.closed else 1) * reach.gripper_m_s * DT_S
+    width = float(np.clip(width, BLOCK_M if around else 0.0, reach.width_max_m))
     held = is_held(world, task.block)
     after = replace(world, tcp_position=position, tcp_quat_xyzw=quat, gripper_width_m=width)
     if not held:
         return after
     block = world.position[task.block] + position - world.tcp_position
     if width < BLOCK_M + 0.005:
-        return after.with_object(task.block, block, world.yaw[task.block] + _yaw(quat) - _yaw(world.tcp_quat_xyzw))
+        return after.with_object(task.block, block, world.yaw[task.block] + yaw_of(quat) - yaw_of(world.tcp_quat_xyzw))
     away = float(np.hypot(*(block - world.position[task.goal])[:2]))
     over = away < (0.03 if task.goal in BLOCKS else BOWL_RADIUS_M)
     block[2] = resting_height_m(task.goal, world.position) if over else BLOCK_M / 2
     return after.with_object(task.block, block, world.yaw[task.block])
 
 
-def _grasp_yaw(world: World, block: str) -> float:
+def _grasp_yaw(world: World, block: str, heading_rad: float) -> float:
     """The hand's heading across two faces of the block: near to straight ahead, little to turn, room for the fingers."""
-    now, here = _yaw(world.tcp_quat_xyzw), world.position[block]
+    now, here = yaw_of(world.tcp_quat_xyzw), world.position[block]
     others = [world.position[name] for name in BLOCKS if name != block]
 
     def cost(yaw: float) -> float:
@@ -175,13 +177,13 @@ def _grasp_yaw(world: World, block: str) -> float:
             along, beside = abs(gap @ across), abs(gap[0] * across[1] - gap[1] * across[0])
             if along < 0.085 and beside < 0.045 and abs(other[2] - here[2]) < 0.03:
                 crowded = 3.0
-        return abs(yaw - now) + 0.7 * abs(yaw) + crowded
+        return abs(_wrap(yaw - now)) + 0.7 * abs(yaw - heading_rad) + crowded
 
-    base = _quarter(world.yaw[block])
+    base = heading_rad + _quarter(world.yaw[block] - heading_rad)
     return min((base, base - np.pi / 2, base + np.pi / 2), key=cost)
 
 
-def _yaw(quat_xyzw: np.ndarray) -> float:
+def yaw_of(quat_xyzw: np.ndarray) -> float:
     """Heading (rad) of the hand's x axis."""
     x, y, z, w = quat_xyzw
     return float(np.arctan2(2 * (x * y + z * w), 1 - 2 * (y * y + z * z)))
@@ -190,3 +192,8 @@ def _yaw(quat_xyzw: np.ndarray) -> float:
 def _quarter(angle: float) -> float:
     """The same angle up to quarter turns, in -pi/4 .. pi/4: a block looks alike from four sides."""
     return float((angle + np.pi / 4) % (np.pi / 2) - np.pi / 4)
+
+
+def _wrap(angle: float) -> float:
+    """The same angle in -pi .. pi."""
+    return float((angle + np.pi) % (2 * np.pi) - np.pi)

@@ -14,10 +14,11 @@ from vla_ros.core.errors import ConfigError, did_you_mean
 from vla_ros.core.rotations import conjugate, interpolate, multiply, nearest_rotvec, quat_to_rotvec, rotvec_to_quat
 from vla_ros.sim.expert import DT_S, plan_chunk
 from vla_ros.sim.judge import Judge, Outcome
+from vla_ros.sim.layout import ArmNames, arm_names, layout_of
 from vla_ros.sim.placement import draw_placement
 from vla_ros.sim.render import Renderer, compile_scene
-from vla_ros.sim.scene import CAMERAS, ROBOT, build_simulator
-from vla_ros.sim.state import FINGERS, JOINTS, SceneState
+from vla_ros.sim.scene import ROBOT, build_simulator
+from vla_ros.sim.state import SceneState
 from vla_ros.sim.tasks import OBJECTS, parse_task, tasks
 from vla_ros.sim.world import World
 
@@ -53,16 +54,19 @@ class FastLoop:
     """
 
     def __init__(self, cameras: Sequence[str] = ("front", "wrist"), width: int = 128, height: int = 96) -> None:
-        unknown = [name for name in cameras if name not in CAMERAS]
+        there = layout_of("franka").cameras
+        unknown = [name for name in cameras if name not in there]
         if unknown:
-            raise ConfigError(f"camera '{unknown[0]}' is not in the scene; {did_you_mean(unknown[0], CAMERAS)}")
+            raise ConfigError(f"camera '{unknown[0]}' is not in the scene; {did_you_mean(unknown[0], there)}")
         self._cameras = tuple(cameras)
-        arm = load_embodiment("franka").robots["arm"]
+        franka = load_embodiment("franka")
+        arm, names = franka.robots["arm"], arm_names(franka)
         self._home = np.array(arm.home_rad)
         self._speed = np.array(arm.velocity_max_rad_s)
-        self._model = compile_scene(_servo_driven(build_simulator(arm.home_rad).scene))
+        self._model = compile_scene(_servo_driven(build_simulator(arm.home_rad).scene, names["arm"]))
         self._data = mujoco.MjData(self._model)
-        self._scene = SceneState(self._model)
+        self._scene = SceneState(self._model, names)
+        self._arm, self._arm_dof = self._scene.arm["arm"], self._scene.arm_dof["arm"]
         self._site = self._model.site("tcp").id
         self._jacobian = np.zeros((6, self._model.nv))
         self._size = (width * OVERSAMPLING, height * OVERSAMPLING)
@@ -79,7 +83,7 @@ class FastLoop:
         start = self._home + (rng.normal(size=7) * 0.08 if disturb_start else 0.0)
         width = float(rng.choice((0.0, 0.04, 0.08))) if disturb_start and rng.random() < 0.15 else 0.08
         mujoco.mj_resetData(self._model, self._data)
-        self._scene.write(self._data, draw_placement(seed), start, width)
+        self._scene.write(self._data, draw_placement(seed), {"arm": start}, {"arm": width})
         mujoco.mj_forward(self._model, self._data)
         self._finger_m = width / 2
         world = self._scene.world(self._data)
@@ -96,7 +100,7 @@ class FastLoop:
         world = self._scene.world(self._data)
         pose = np.append(world.tcp_position, nearest_rotvec(quat_to_rotvec(world.tcp_quat_xyzw), np.array([np.pi, 0, 0])))
         objects = np.stack([world.position[name] for name in OBJECTS])
-        return FastView(images, pose, world.gripper_width_m, objects, self._data.qpos[self._scene.arm].copy(), world)
+        return FastView(images, pose, world.gripper_width_m, objects, self._data.qpos[self._arm].copy(), world)
 
     def expert(self, view: FastView, horizon: int) -> tuple[np.ndarray, int]:
         """What a perfect expert would command from here: see `expert.plan_chunk`."""
@@ -139,7 +143,7 @@ class FastLoop:
         """Joint velocities from the TCP's: feed-forward plus the error's share, and a pull of the elbow towards home."""
         data, reference = self._data, self._reference
         mujoco.mj_jacSite(self._model, data, self._jacobian[:3], self._jacobian[3:], self._site)
-        jacobian = self._jacobian[:, self._scene.arm_dof]
+        jacobian = self._jacobian[:, self._arm_dof]
         quat = np.empty(4)
         mujoco.mju_mat2Quat(quat, data.site_xmat[self._site])
         target = rotvec_to_quat(reference[3:])
@@ -147,7 +151,7 @@ class FastLoop:
         ahead = np.append(reference[:3] - before[:3], quat_to_rotvec(multiply(target, conjugate(rotvec_to_quat(before[3:])))))
         inverse = jacobian.T @ np.linalg.inv(jacobian @ jacobian.T + 1e-4 * np.eye(6))
         velocity = inverse @ (ahead / CONTROL_S + 6.0 * error)
-        pull = 0.8 * (self._home - data.qpos[self._scene.arm])
+        pull = 0.8 * (self._home - data.qpos[self._arm])
         velocity += pull - inverse @ (jacobian @ pull)
         data.ctrl[:7] = np.clip(velocity, -self._speed, self._speed)
 
@@ -155,13 +159,13 @@ class FastLoop:
         goal = 0.0 if closed else 0.04
         stride = _FINGER_M_S * CONTROL_S
         # The goal runs ahead of the fingers no farther than the force limit needs, so that opening starts at once.
-        now = self._scene.gripper_width_m(self._data) / 2
+        now = self._scene.gripper_width_m(self._data, "arm") / 2
         self._finger_m = float(np.clip(self._finger_m, now - 0.03, now + 0.004))
         self._finger_m += float(np.clip(goal - self._finger_m, -stride, stride))
         self._data.ctrl[7:9] = self._finger_m
 
 
-def _servo_driven(scene: ET.Element) -> ET.Element:
+def _servo_driven(scene: ET.Element, names: ArmNames) -> ET.Element:
     """Replaces franky-sim's torque control by MuJoCo's own velocity servos of the same gain, so that many steps are one call."""
     option = scene.find("option")
     option.set("timestep", str(TIMESTEP_S))
@@ -170,8 +174,8 @@ def _servo_driven(scene: ET.Element) -> ET.Element:
     actuators = scene.find("actuator")
     for actuator in list(actuators):
         actuators.remove(actuator)
-    for joint, gain in zip(JOINTS, _KV, strict=True):
+    for joint, gain in zip(names.joints, _KV, strict=True):
         ET.SubElement(actuators, "velocity", joint=joint, kv=str(gain))
-    for joint in FINGERS:
+    for joint in names.fingers:
         ET.SubElement(actuators, "position", joint=joint, kp="1000", kv="50", forcerange="-30 30")
     return scene

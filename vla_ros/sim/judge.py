@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from vla_ros.sim.tasks import BLOCKS, Task
-from vla_ros.sim.world import BLOCK_M, BOWL_RADIUS_M, PLATE_RADIUS_M, World, resting_height_m
+from vla_ros.sim.world import BAR_M, BLOCK_M, BOWL_RADIUS_M, HANDLE_M, PLATE_RADIUS_M, World, resting_height_m
 
 HOLD_S = 0.5
 MOVED_M = 0.03
 AWAY_M = 0.06
+LIFTED_M, TILT_RAD = 0.06, 0.2
 _OPEN_M = BLOCK_M + 0.012
 
 
@@ -63,9 +64,14 @@ class Judge:
 
     def _missing(self, world: World) -> str:
         """Returns what is not yet as it should be, or ""."""
-        block, goal = world.position[self.task.block], world.position[self.task.goal]
+        block = world.position[self.task.block]
         if block[2] < -0.05:
             return f"{self.task.block} fell off the table"
+        if self.task.kind == "pass":
+            return _not_passed(world, self.task)
+        if self.task.kind == "lift":
+            return _not_lifted(world, self.task)
+        goal = world.position[self.task.goal]
         away = float(np.hypot(*(block - goal)[:2]))
         room = {"plate": PLATE_RADIUS_M - 0.01, "bowl": BOWL_RADIUS_M}.get(self.task.goal, BLOCK_M * 0.7)
         if away > room:
@@ -74,11 +80,41 @@ class Judge:
         # In the bowl it may lean against the wall.
         if not -0.006 < high < (0.022 if self.task.goal == "bowl" else 0.008):
             return f"{self.task.block} {high:+.3f} m off its height {_where(self.task)}"
-        apart = float(np.linalg.norm(block - world.tcp_position))
-        if world.gripper_width_m < _OPEN_M or apart < AWAY_M:
-            return f"{self.task.block} still at the gripper ({apart:.2f} m, opening {world.gripper_width_m:.3f} m)"
+        for hand in world.hands:
+            apart = float(np.linalg.norm(block - hand.position))
+            if hand.width_m < _OPEN_M or apart < AWAY_M:
+                return f"{self.task.block} still at the gripper ({apart:.2f} m, opening {hand.width_m:.3f} m)"
         return ""
 
 
+def _not_passed(world: World, task: Task) -> str:
+    """Returns why the bar is not yet in the taker's hand alone, high above the table, or ""."""
+    giver, taker = world.arms[task.giver], world.arms[task.taker]
+    bar = world.position[task.block]
+    if bar[2] < LIFTED_M:
+        return f"{task.block} only {bar[2]:.2f} m above the table"
+    if abs(taker.width_m - BAR_M[0]) > 0.006 or np.linalg.norm(bar - taker.position) > BAR_M[1] / 2:
+        return f"{task.block} not in the {task.goal}"
+    if giver.width_m < BAR_M[0] + 0.012:
+        return f"{task.block} still in the {task.giver} hand (opening {giver.width_m:.3f} m)"
+    return ""
+
+
+def _not_lifted(world: World, task: Task) -> str:
+    """Returns why the tray is not yet in the air, level and in both hands, or ""."""
+    tray = world.position[task.block]
+    if tray[2] < LIFTED_M:
+        return f"{task.block} only {tray[2]:.2f} m above the table"
+    if world.tilt[task.block] > TILT_RAD:
+        return f"{task.block} tilted by {world.tilt[task.block]:.2f} rad"
+    if not all(hand.width_m < HANDLE_M[0] + 0.008 for hand in world.hands):
+        return f"{task.block} not in both hands"
+    return ""
+
+
 def _where(task: Task) -> str:
+    if task.kind == "lift":
+        return "in the air"
+    if task.kind == "pass":
+        return f"in the {task.goal}"
     return f"{'in' if task.goal == 'bowl' else 'on'} the {task.goal}"

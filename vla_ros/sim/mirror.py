@@ -1,4 +1,4 @@
-"""The simulator's state for other processes: one small file in shared memory, written by one, read by any.
+"""The simulator for other processes: its state in one small file in shared memory, written by one, read by any, and its model beside it.
 
 A reader never blocks the simulator: it copies, and tries again when the sequence number says that it read half of two states.
 """
@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import mmap
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import mujoco
 import numpy as np
 
 from vla_ros.core.errors import DeviceError
 
 _SHARED = Path("/dev/shm")
+_PATIENCE_S, _PAUSE_S = 0.1, 0.0005
 _HEADER = np.dtype([("sequence", "<u8"), ("count", "<u8"), ("time_s", "<f8"), ("stamp_ns", "<i8")])
 
 
@@ -47,11 +50,19 @@ def find_mirror(address: str | None = None) -> Path:
     return max(found, key=lambda path: path.stat().st_ctime_ns)
 
 
-class MirrorWriter:
-    """Owns the file of one simulator. A new one takes the place of what a killed one left."""
+def _model_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.mjb")
 
-    def __init__(self, path: Path, count: int) -> None:
-        self._path = path
+
+class MirrorWriter:
+    """Owns the files of one simulator. A new one takes the place of what a killed one left."""
+
+    def __init__(self, path: Path, model: mujoco.MjModel) -> None:
+        self._path, count = path, model.nq
+        compiled = path.with_name(f"{path.name}.{os.getpid()}.mjb")
+        mujoco.mj_saveModel(model, str(compiled))
+        compiled.chmod(0o600)
+        compiled.replace(_model_path(path))
         partial = path.with_name(f"{path.name}.{os.getpid()}")
         partial.write_bytes(bytes(_HEADER.itemsize + 8 * count))
         partial.chmod(0o600)
@@ -69,13 +80,19 @@ class MirrorWriter:
         header["sequence"] += 1
 
     def close(self) -> None:
-        """Removes the file, unless another simulator has replaced it."""
+        """Removes the files, unless another simulator has replaced them."""
         if self._path.exists() and self._path.stat().st_ino == self._inode:
             self._path.unlink()
+            _model_path(self._path).unlink(missing_ok=True)
 
 
 class MirrorReader:
-    """Reads the newest state, and follows a simulator that was started anew."""
+    """Reads the newest state, and follows a simulator that was started anew.
+
+    `model` is the scene that the states are of; after a restart of the simulator it is another object.
+    """
+
+    model: mujoco.MjModel
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -89,13 +106,15 @@ class MirrorReader:
             DeviceError: no simulator has written one.
         """
         self._follow()
-        for _ in range(100):
+        deadline = time.monotonic() + _PATIENCE_S
+        while time.monotonic() < deadline:
             before = int(self._header["sequence"])
             qpos, time_s, stamp_ns = self._qpos.copy(), float(self._header["time_s"]), int(self._header["stamp_ns"])
             if before % 2 == 0 and before == int(self._header["sequence"]):
                 if before == 0:
                     break
                 return Snapshot(qpos, time_s, stamp_ns)
+            time.sleep(_PAUSE_S)  # on a busy machine the writer may be kept from running half-way
         raise DeviceError(f"{self._path}: no state of the simulation yet, or it died while writing one: start it anew (vla up franka_sim)")
 
     def _follow(self) -> None:
@@ -108,6 +127,7 @@ class MirrorReader:
                 ) from None
             return
         if inode != self._inode:
+            self.model = mujoco.MjModel.from_binary_path(str(_model_path(self._path)))
             self._header, self._qpos = _views(self._path, writable=False)
             self._inode = inode
 

@@ -6,45 +6,72 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vla_ros.sim.tasks import BLOCKS, CONTAINERS
+from vla_ros.sim.layout import Layout, layout_of
+from vla_ros.sim.tasks import BAR, BLOCKS, CONTAINERS, TRAY, Task
 
-BLOCK_AREA_M = ((0.35, 0.65), (-0.20, 0.20))
-CONTAINER_AREA_M = ((0.38, 0.64), (-0.28, 0.28))
 BLOCK_YAW_RAD = 0.6
-# Distances between centres that leave room for the open hand to come down beside a neighbour.
-BLOCK_TO_BLOCK_M = 0.09
-BLOCK_TO_CONTAINER_M = 0.13
-CONTAINER_TO_CONTAINER_M = 0.17
+# Where what a task does not need waits, out of reach and out of the way.
+_ASIDE_M = {
+    "red block": (0.84, -0.04),
+    "green block": (0.84, 0.03),
+    "blue block": (0.84, 0.10),
+    "plate": (0.84, -0.50),
+    "bowl": (0.84, 0.46),
+    BAR: (0.84, 0.24),
+    TRAY: (0.84, -0.24),
+}
 
 
 @dataclass(frozen=True)
 class Placement:
-    """`position` object -> [2] m in `base_link`, `yaw` block -> rad."""
+    """`position` object -> [2] m in `base_link`, `yaw` of what can be turned -> rad."""
 
     position: dict[str, np.ndarray]
     yaw: dict[str, float]
 
 
-def draw_placement(seed: int) -> Placement:
-    """Draws containers and blocks that do not touch; equal seeds give equal placements."""
+def draw_placement(seed: int, layout: Layout | None = None, task: Task | None = None) -> Placement:
+    """Draws what the task needs so that nothing touches; equal arguments give equal placements.
+
+    Args:
+        seed: of the draw. layout: the table; None: the Franka's.
+        task: on a table of two arms, decides what lies ready and what waits aside.
+    """
+    layout = layout or layout_of("franka")
     rng = np.random.default_rng(seed)
+    if not layout.bimanual:
+        return _draw_blocks(rng, layout)
+    aside = Placement({name: np.array(spot) for name, spot in _ASIDE_M.items()}, dict.fromkeys((*BLOCKS, BAR, TRAY), 0.0))
+    if task is None or task.kind in ("place", "stack"):
+        ready = _draw_blocks(rng, layout)
+    elif task.kind == "pass":
+        side = 1.0 if task.giver == "left" else -1.0
+        x, y = layout.meeting_m[0] + rng.uniform(-0.04, 0.04), side * rng.uniform(0.07, 0.12)
+        ready = Placement({BAR: np.array([x, y])}, {BAR: float(rng.uniform(-0.25, 0.25))})
+    else:
+        spot = np.array(layout.meeting_m[:2]) + rng.uniform(-0.03, 0.03, 2)
+        ready = Placement({TRAY: spot}, {TRAY: float(rng.uniform(-0.12, 0.12))})
+    return Placement(aside.position | ready.position, aside.yaw | ready.yaw)
+
+
+def _draw_blocks(rng: np.random.Generator, layout: Layout) -> Placement:
     while True:
-        position = _try(rng)
+        position = _try(rng, layout)
         if position is not None:
             return Placement(position, {name: float(rng.uniform(-BLOCK_YAW_RAD, BLOCK_YAW_RAD)) for name in BLOCKS})
 
 
-def _try(rng: np.random.Generator) -> dict[str, np.ndarray] | None:
+def _try(rng: np.random.Generator, layout: Layout) -> dict[str, np.ndarray] | None:
     placed: dict[str, np.ndarray] = {}
     for name in CONTAINERS + BLOCKS:
-        area = BLOCK_AREA_M if name in BLOCKS else CONTAINER_AREA_M
+        area = layout.block_area_m if name in BLOCKS else layout.container_area_m
         spot = np.array([rng.uniform(*bounds) for bounds in area])
-        if any(np.linalg.norm(spot - other) < _room(name, where) for where, other in placed.items()):
+        if any(np.linalg.norm(spot - other) < _room(name, where, layout) for where, other in placed.items()):
             return None
         placed[name] = spot
     return placed
 
 
-def _room(first: str, second: str) -> float:
-    blocks = (first in BLOCKS) + (second in BLOCKS)
-    return (CONTAINER_TO_CONTAINER_M, BLOCK_TO_CONTAINER_M, BLOCK_TO_BLOCK_M)[blocks]
+def _room(first: str, second: str, layout: Layout) -> float:
+    """Distance between centres that leaves room for the open hand to come down beside a neighbour."""
+    return layout.apart_m[(first in BLOCKS) + (second in BLOCKS)]

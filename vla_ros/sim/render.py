@@ -10,7 +10,6 @@ import numpy as np
 
 from vla_ros.core.errors import DeviceError
 from vla_ros.core.types import Intrinsics
-from vla_ros.sim.scene import CAMERAS
 
 
 def compile_scene(scene: ET.Element) -> mujoco.MjModel:
@@ -18,9 +17,9 @@ def compile_scene(scene: ET.Element) -> mujoco.MjModel:
     return mujoco.MjModel.from_xml_string(ET.tostring(scene, encoding="unicode"))
 
 
-def intrinsics(camera: str, width: int, height: int) -> Intrinsics:
-    """The pinhole model of a camera: square pixels, no distortion."""
-    focal = height / 2 / np.tan(np.radians(CAMERAS[camera][3]) / 2)
+def intrinsics(model: mujoco.MjModel, camera: str, width: int, height: int) -> Intrinsics:
+    """The pinhole model of a camera of the scene: square pixels, no distortion."""
+    focal = height / 2 / np.tan(np.radians(model.camera(camera).fovy[0]) / 2)
     return Intrinsics(width, height, focal, focal, (width - 1) / 2, (height - 1) / 2)
 
 

@@ -1,34 +1,46 @@
-"""The table, what lies on it, the cameras, and the Franka of franky-sim before it: one MJCF for physics, pictures and demonstrations."""
+"""The table, what lies on it, the cameras, and a robot before it: one MJCF for physics, pictures and demonstrations.
+
+The Franka comes with franky-sim's own scene, every other arm from its URDF (`arms.arm_scene`).
+"""
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from math import cos, pi, sin
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vla_ros.sim.layout import Layout, layout_of
 from vla_ros.sim.meshes import light_mesh
-from vla_ros.sim.tasks import BLOCKS, CONTAINERS
-from vla_ros.sim.world import BLOCK_M, BOWL_FLOOR_M, BOWL_RADIUS_M, BOWL_RIM_M, PLATE_RADIUS_M, PLATE_TOP_M
+from vla_ros.sim.tasks import BAR, BLOCKS, CONTAINERS, TRAY
+from vla_ros.sim.world import (
+    BAR_M,
+    BLOCK_M,
+    BOWL_FLOOR_M,
+    BOWL_RADIUS_M,
+    BOWL_RIM_M,
+    HANDLE_M,
+    PLATE_RADIUS_M,
+    PLATE_TOP_M,
+    TRAY_M,
+)
 
 if TYPE_CHECKING:
     from franky_sim.mujoco_simulator import MujocoSimulator
 
 ROBOT = "robot0_"
 TCP_FROM_HAND_M = 0.1034
-CAMERAS = {
-    # body, position (m), axes of the picture (x right, y up) in the body's frame, vertical field of view (deg)
-    "front": ("world", "1.38 0 0.68", "0 1 0 -0.49 0 0.872", 42.5),
-    "wrist": (f"{ROBOT}hand", "0.07 0 0.02", "0 1 0 0.988 0 0.156", 75.0),
-}
 COLOUR_RGBA = {
     "red block": "0.85 0.10 0.08 1",
     "green block": "0.10 0.62 0.18 1",
     "blue block": "0.08 0.22 0.85 1",
     "plate": "0.95 0.94 0.90 1",
     "bowl": "0.98 0.74 0.12 1",
+    BAR: "0.93 0.86 0.10 1",
+    TRAY: "0.55 0.30 0.60 1",
 }
-_GRIP = {"friction": "1.3 0.01 0.001", "condim": "4", "solref": "0.005 1", "solimp": "0.95 0.99 0.001"}
+GRIP = {"friction": "1.3 0.01 0.001", "condim": "4", "solref": "0.005 1", "solimp": "0.95 0.99 0.001"}
 _KP_SCALE, _KV_SCALE = 2.0, 0.3  # franky-sim's own gains lag 100 ms, these 14 ms
 
 
@@ -43,25 +55,29 @@ def build_simulator(initial_q: tuple[float, ...]) -> MujocoSimulator:
         kp=tuple(_KP_SCALE * value for value in MUJOCO_DEFAULT_KP),
         kv=tuple(_KV_SCALE * value for value in MUJOCO_DEFAULT_KV),
     )
-    furnish(simulator.scene)
+    scene = simulator.scene
+    scene.find("worldbody/geom[@name='ground']").set("pos", "0 0 -0.7")
+    _add_look(scene)
+    _lighten(scene)
+    _tune_hand(scene.find("worldbody"))
+    furnish(scene, layout_of("franka"))
     return simulator
 
 
-def furnish(scene: ET.Element) -> None:
-    """Adds the table, the objects, the cameras and the look to franky-sim's scene, and lightens the robot's meshes."""
+def furnish(scene: ET.Element, layout: Layout) -> None:
+    """Adds the table, the objects and the cameras."""
     world = scene.find("worldbody")
-    world.find("geom[@name='ground']").set("pos", "0 0 -0.7")
-    _add_look(scene)
-    _lighten(scene)
-    _tune_hand(world)
     _add_table(world)
     for name in CONTAINERS:
         _add_container(world, name)
     for name in BLOCKS:
-        _add_block(world, name)
-    for name, (body, position, axes, fovy) in CAMERAS.items():
-        parent = world if body == "world" else world.find(f".//body[@name='{body}']")
-        ET.SubElement(parent, "camera", name=name, pos=position, xyaxes=axes, fovy=str(fovy))
+        add_loose(world, name, "0.06", [("box", [BLOCK_M / 2] * 3, (0.0, 0.0, 0.0))])
+    if layout.bimanual:
+        add_loose(world, BAR, "0.06", [("box", [side / 2 for side in BAR_M], (0.0, 0.0, 0.0))])
+        add_loose(world, TRAY, "0.2", _tray())
+    for name, camera in layout.cameras.items():
+        parent = world if camera.body == "world" else world.find(f".//body[@name='{camera.body}']")
+        ET.SubElement(parent, "camera", name=name, pos=camera.position, xyaxes=camera.axes, fovy=str(camera.fovy_deg))
 
 
 def _add_look(scene: ET.Element) -> None:
@@ -105,7 +121,7 @@ def _tune_hand(world: ET.Element) -> None:
     for finger in ("left", "right"):
         for geom in world.find(f".//body[@name='{ROBOT}{finger}_finger']").findall("geom"):
             if geom.get("class", "").startswith("fingertip"):
-                geom.attrib.update(_GRIP)
+                geom.attrib.update(GRIP)
     ET.SubElement(world.find(f".//body[@name='{ROBOT}hand']"), "site", name="tcp", pos=f"0 0 {TCP_FROM_HAND_M}", group="5")
 
 
@@ -117,10 +133,24 @@ def _add_table(world: ET.Element) -> None:
             _add_shown(world, "box", "0.03 0.03 0.33", f"{x} {y} -0.37", "0.30 0.31 0.33 1")
 
 
-def _add_block(world: ET.Element, name: str) -> None:
+def add_loose(world: ET.Element, name: str, mass: str, shapes: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> None:
+    """Adds a body that moves freely, from shapes (kind, half sizes, position) of one colour that share its mass (kg)."""
     body = ET.SubElement(world, "body", name=name)
     ET.SubElement(body, "freejoint", name=name)
-    ET.SubElement(body, "geom", type="box", size=" ".join([str(BLOCK_M / 2)] * 3), mass="0.06", rgba=COLOUR_RGBA[name], **_GRIP)
+    for kind, size, position in shapes:
+        geom = {"type": kind, "size": " ".join(map(str, size)), "mass": str(float(mass) / len(shapes)), "rgba": COLOUR_RGBA[name], **GRIP}
+        if any(position):
+            geom["pos"] = " ".join(map(str, position))
+        ET.SubElement(body, "geom", **geom)
+
+
+def _tray() -> list[tuple[str, list[float], tuple[float, float, float]]]:
+    """A plate with two rims, and at both ends of its y axis an upright handle that a gripper closes on along x."""
+    x, y, z = (side / 2 for side in TRAY_M)
+    handle = [side / 2 for side in HANDLE_M]
+    shapes = [("box", [x, y, z], (0.0, 0.0, z))]
+    shapes += [("box", [0.003, y, 0.009], (side * (x - 0.003), 0.0, 0.009)) for side in (-1, 1)]
+    return shapes + [("box", handle, (0.0, side * (y + handle[1]), handle[2])) for side in (-1, 1)]
 
 
 def _add_container(world: ET.Element, name: str) -> None:

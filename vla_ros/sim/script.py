@@ -5,37 +5,45 @@ from __future__ import annotations
 import time
 
 import mujoco
+import numpy as np
 
+from vla_ros.core.channels import join
 from vla_ros.core.embodiment import Embodiment, load_embodiment
 from vla_ros.core.errors import ConfigError, PolicyError
 from vla_ros.core.types import ActionChunk, Inference, Observation, PolicySpec
+from vla_ros.sim.bimanual import plan_pair
 from vla_ros.sim.expert import CHANNELS, DT_S, plan_chunk
+from vla_ros.sim.ik import SceneIk
+from vla_ros.sim.layout import arm_names, layout_of
 from vla_ros.sim.mirror import MirrorReader, find_mirror
-from vla_ros.sim.render import compile_scene
-from vla_ros.sim.scene import CAMERAS, build_simulator
 from vla_ros.sim.state import SceneState
-from vla_ros.sim.tasks import parse_task
+from vla_ros.sim.tasks import Task, parse_task
 
 
 class ScriptPolicy:
-    """Implements `core.interfaces.Policy` for the simulated table.
+    """Implements `core.interfaces.Policy` for the simulated table of any embodiment, in its control mode.
 
     Args:
-        embodiment: must be "franka".
+        embodiment: one with a table (`layout.LAYOUTS`), driven by TCP poses or joint positions.
         address: of the simulation, as in the rig; None: the one in this ROS domain.
         rows: of a chunk, 0.1 s each.
+
+    Raises:
+        ConfigError: no table, or driven by joint velocities.
     """
 
     def __init__(self, embodiment: Embodiment | None = None, address: str | None = None, rows: int = 16) -> None:
         embodiment = embodiment or load_embodiment("franka")
-        if embodiment.name != "franka":
-            raise ConfigError(f"the scripted policy knows embodiment franka, not '{embodiment.name}'")
-        self.spec = PolicySpec("script", embodiment.name, tuple(CAMERAS), (), CHANNELS, rows, DT_S)
+        self._embodiment, self._layout, self._names = embodiment, layout_of(embodiment.name), arm_names(embodiment)
+        self._joints = embodiment.control.mode == "joint_position"
+        if embodiment.control.mode == "joint_velocity":
+            raise ConfigError(
+                f"the scripted policy drives TCP poses or joint positions; embodiment {embodiment.name} takes joint velocities"
+            )
+        self.spec = PolicySpec("script", embodiment.name, embodiment.cameras, (), self._channels(), rows, DT_S)
         self._address = address
         self._reader: MirrorReader | None = None
-        self._model = compile_scene(build_simulator(embodiment.robots["arm"].home_rad).scene)
-        self._data = mujoco.MjData(self._model)
-        self._scene = SceneState(self._model)
+        self._model: mujoco.MjModel | None = None
         self._sequence = 0
 
     def reset(self) -> None:
@@ -43,24 +51,66 @@ class ScriptPolicy:
         self._sequence = 0
 
     def infer(self, observation: Observation) -> Inference:
-        """Returns the expert's chunk, stamped as the observation although the truth it uses is a little newer.
+        """Returns the expert's chunk, stamped with the instant of the truth that it used, a little newer than the observation.
 
         Raises:
-            PolicyError: the instruction is not canonical. DeviceError: no simulation runs.
+            PolicyError: the instruction is not canonical, or not for this table. DeviceError: no simulation runs.
         """
         began_s = time.perf_counter()
         try:
             task = parse_task(observation.instruction)
         except ConfigError as error:
             raise PolicyError(f"the scripted policy reads canonical instructions only: {error}") from None
-        self._reader = self._reader or MirrorReader(find_mirror(self._address))
-        snapshot = self._reader.read()
-        self._data.qpos[:] = snapshot.qpos
-        mujoco.mj_kinematics(self._model, self._data)
-        rows, stage = plan_chunk(self._scene.world(self._data), task, self.spec.horizon)
+        stamp_ns = self._look()
+        rows, stage = self._plan(task)
         chunk = ActionChunk(
-            observation.stamp_ns, DT_S, CHANNELS, rows, self._sequence, "script", self.spec.embodiment,
+            stamp_ns, DT_S, self.spec.channels, rows, self._sequence, "script", self.spec.embodiment,
             time.perf_counter() - began_s, {"stage": float(stage)},
         )  # fmt: skip
         self._sequence += 1
         return Inference(chunk)
+
+    def _channels(self) -> tuple[str, ...]:
+        channels: list[str] = []
+        for arm, robot in self._embodiment.robots.items():
+            bare = [*(f"{joint}.position" for joint in robot.joints), CHANNELS[-1]] if self._joints else CHANNELS
+            channels += [join(self._embodiment.prefix(arm), channel) for channel in bare]
+        return tuple(channels)
+
+    def _look(self) -> int:
+        """Copies the simulator's state and returns its stamp; takes its scene too, the first time and after its restart."""
+        self._reader = self._reader or MirrorReader(find_mirror(self._address))
+        snapshot = self._reader.read()
+        if self._reader.model is not self._model:
+            self._model = self._reader.model
+            self._data = mujoco.MjData(self._model)
+            self._scene = SceneState(self._model, self._names)
+            limits = {
+                arm: (np.array(robot.position_min_rad), np.array(robot.position_max_rad)) for arm, robot in self._embodiment.robots.items()
+            }
+            self._ik = {arm: SceneIk(self._model, names, *limits[arm]) for arm, names in self._names.items()}
+        self._data.qpos[:] = snapshot.qpos
+        mujoco.mj_kinematics(self._model, self._data)
+        return snapshot.stamp_ns
+
+    def _plan(self, task: Task) -> tuple[np.ndarray, int]:
+        world, horizon = self._scene.world(self._data), self.spec.horizon
+        if task.block not in world.position:
+            raise PolicyError(f"'{task.text}': there is no {task.block} on the table of embodiment {self._embodiment.name}")
+        if self._layout.bimanual:
+            rows, stage = plan_pair(world, task, horizon, self._layout)
+        else:
+            rows, stage = plan_chunk(world, task, horizon, next(iter(self._layout.arms.values())))
+        return (self._as_joints(rows) if self._joints else rows), stage
+
+    def _as_joints(self, rows: np.ndarray) -> np.ndarray:
+        """Replaces the pose [6] of each arm by its joint positions [N]."""
+        parts = []
+        for number, (arm, ik) in enumerate(self._ik.items()):
+            own = rows[:, 7 * number : 7 * number + 7]
+            position, solved = self._data.qpos[self._scene.arm[arm]].copy(), []
+            for row in own:
+                position = ik.solve(position, row[:6])
+                solved.append(np.append(position, row[6]))
+            parts.append(np.array(solved))
+        return np.concatenate(parts, axis=1)

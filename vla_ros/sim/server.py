@@ -1,4 +1,4 @@
-"""The table in real time behind the Franka's own network protocol: franky connects to it as to a control box."""
+"""The table in real time, behind the robots' own protocols: their drivers connect to it as to the control boxes of real arms."""
 
 from __future__ import annotations
 
@@ -16,42 +16,46 @@ from typing import TypeVar
 import mujoco
 import numpy as np
 
-from vla_ros.core.embodiment import load_embodiment
 from vla_ros.core.errors import ConfigError, DeviceError, did_you_mean
+from vla_ros.core.rig import Rig
+from vla_ros.sim.engine import Engine
 from vla_ros.sim.judge import Judge, Outcome
+from vla_ros.sim.layout import layout_of
 from vla_ros.sim.mirror import MirrorWriter, mirror_path
 from vla_ros.sim.placement import draw_placement
-from vla_ros.sim.scene import build_simulator
 from vla_ros.sim.state import SceneState
-from vla_ros.sim.tasks import OBJECTS, parse_task, task_of_seed
+from vla_ros.sim.tasks import parse_task, task_of_seed
 
-STEP_S = 0.001
-MIRROR_STEPS = 8  # 125 Hz: cameras at 30 Hz see states at most 8 ms old
-JUDGE_STEPS = 20
-LOG_STEPS = 10
+MIRROR_S = 0.008  # 125 Hz: cameras at 30 Hz see states at most 8 ms old
+JUDGE_S = 0.02
+LOG_PERIOD_S = 0.01
 LOG_S = 60.0
-CLOCK_STEPS = 1000
+CLOCK_S = 1.0
 _LATE_S = 0.05  # farther behind than this the clock gives way: the machine was busy, and a burst of steps would only jerk the arm
-_OPEN_M = 0.08
 _log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
 class TabletopServer:
-    """Runs the scene in a thread of its own at 1 kHz. Its methods may be called from any other thread.
+    """Runs the scene in a thread of its own. Its methods may be called from any other thread.
 
     Args:
-        address: where the control box listens (ports 1337 and 1338), one of this machine's loopback addresses.
-        seed: of the first placement.
+        rig: a simulated one: its embodiment's table, its robots' firmware, its address and the seed of the first placement.
         domain: ROS domain that names the mirror; that of the environment by default.
+
+    Raises:
+        ConfigError: the embodiment has no table.
     """
 
-    def __init__(self, address: str = "127.0.0.1", seed: int = 0, domain: int | None = None) -> None:
-        self.address = address
-        self._seed, self._domain = seed, domain
-        self._home = np.array(load_embodiment("franka").robots["arm"].home_rad)
+    def __init__(self, rig: Rig, domain: int | None = None) -> None:
+        self.address = rig.simulation.address
+        self._seed, self._domain = rig.simulation.seed, domain
+        self._layout = layout_of(rig.embodiment.name)
+        self._home = {name: np.array(robot.home_rad) for name, robot in rig.embodiment.robots.items()}
+        self._open = {name: reach.width_max_m for name, reach in self._layout.arms.items()}
+        self._engine = _engine(rig)
         self._requests: deque[tuple[Callable[[], object], Future]] = deque()
-        self._motion: deque[tuple[int, float, float]] = deque(maxlen=round(LOG_S / STEP_S / LOG_STEPS))
+        self._motion: deque[tuple[int, float, float]] = deque(maxlen=round(LOG_S / LOG_PERIOD_S))
         self._clock: deque[tuple[float, int]] = deque(maxlen=6)
         self._running = threading.Event()
         self._thread: threading.Thread | None = None
@@ -63,25 +67,13 @@ class TabletopServer:
         Raises:
             DeviceError: the address is taken or not of this machine.
         """
-        from franky_sim import SimulationServer
-
-        self._simulator = build_simulator(tuple(self._home))
-        self._simulator.init()
-        self._server = SimulationServer(self._simulator, hostname_candidates=[self.address])
-        try:
-            self._server.init()
-        except OSError as error:
-            self._server.cleanup()
-            raise DeviceError(
-                f"the simulated control box cannot listen on {self.address}, ports 1337 and 1338 ({error}):"
-                " is another simulation running there? change simulation.address in the rig"
-            ) from error
-        self._robot = self._simulator.robots[0]
-        self._model, self._data = self._simulator.model, self._simulator.data
-        self._scene = SceneState(self._model)
-        self._mirror = MirrorWriter(mirror_path(self.address, self._domain), self._model.nq)
+        self._engine.start()
+        self._model, self._data = self._engine.model, self._engine.data
+        self._scene = SceneState(self._model, self._engine.arms)
+        self._arm_dof = np.concatenate(list(self._scene.arm_dof.values()))
+        self._mirror = MirrorWriter(mirror_path(self.address, self._domain), self._model)
         self._step = 0
-        self._place(self._seed, task_of_seed(self._seed).text)
+        self._place(self._seed, self._task_of(self._seed))
         self._clock.append((time.monotonic(), self._step))
         self._running.set()
         self._thread = threading.Thread(target=self._run, name="simulation", daemon=True)
@@ -93,14 +85,14 @@ class TabletopServer:
         Raises:
             ConfigError: not a task of this table. DeviceError: the simulation is not running.
         """
-        text = parse_task(task).text if task else task_of_seed(seed).text
+        text = parse_task(task).text if task else self._task_of(seed)
         return self._between_steps(lambda: self._place(seed, text))
 
     def move_object(self, name: str, dx_m: float, dy_m: float) -> str:
         """Shifts an object along the table ("" is the block that the task names); returns its name. Raises ConfigError."""
         name = name or self.task_block
-        if name not in OBJECTS:
-            raise ConfigError(f"object '{name}' is not on the table; {did_you_mean(name, OBJECTS)}")
+        if name not in self._scene.objects:
+            raise ConfigError(f"object '{name}' is not on the table; {did_you_mean(name, self._scene.objects)}")
         return self._between_steps(lambda: self._shift(name, dx_m, dy_m))
 
     def judge(self) -> Outcome:
@@ -134,7 +126,7 @@ class TabletopServer:
     def real_time_factor(self) -> float:
         """Simulated over real time, in the last seconds."""
         began_s, began = self._clock[0]
-        return (self._step - began) * STEP_S / max(time.monotonic() - began_s, 1e-9)
+        return (self._step - began) * self._engine.step_s / max(time.monotonic() - began_s, 1e-9)
 
     def close(self) -> None:
         """Ends the thread, closes the ports and removes the mirror. Idempotent."""
@@ -143,10 +135,7 @@ class TabletopServer:
             return
         self._thread.join()
         self._thread = None
-        for robot in self._server.robot_servers:
-            robot.gripper_server.reset_state()
-            robot.reset_state()
-        self._server.cleanup()
+        self._engine.close()
         self._mirror.close()
 
     def _run(self) -> None:
@@ -158,9 +147,9 @@ class TabletopServer:
             while self._running.is_set():
                 while self._requests:
                     _answer(*self._requests.popleft())
-                self._server.run_once(realtime=False)
+                self._engine.step()
                 self._after_step()
-                deadline += STEP_S
+                deadline += self._engine.step_s
                 ahead = deadline - time.monotonic()
                 if ahead > 0:
                     time.sleep(ahead)
@@ -174,34 +163,33 @@ class TabletopServer:
 
     def _after_step(self) -> None:
         self._step += 1
-        step = self._step
-        if step % MIRROR_STEPS == 0:
+        if self._due(MIRROR_S):
             self._mirror.write(self._data.qpos, self._data.time, time.time_ns())
-        if step % LOG_STEPS == 0:
-            speed = float(np.linalg.norm(self._data.qvel[self._scene.arm_dof]))
-            self._motion.append((time.time_ns(), float(np.linalg.norm(self._robot.state.dq_d)), speed))
-        if step % CLOCK_STEPS == 0:
-            self._clock.append((time.monotonic(), step))
-        if step % JUDGE_STEPS == 0:
+        if self._due(LOG_PERIOD_S):
+            speed = float(np.linalg.norm(self._data.qvel[self._arm_dof]))
+            self._motion.append((time.time_ns(), self._engine.commanded_rad_s(), speed))
+        if self._due(CLOCK_S):
+            self._clock.append((time.monotonic(), self._step))
+        if self._due(JUDGE_S):
             self._judge.update(self._scene.world(self._data), self._data.time)
 
+    def _due(self, period_s: float) -> bool:
+        return self._step % round(period_s / self._engine.step_s) == 0
+
+    def _task_of(self, seed: int) -> str:
+        return task_of_seed(seed, self._layout.bimanual).text
+
     def _place(self, seed: int, text: str) -> str:
-        self._scene.write(self._data, draw_placement(seed), self._home, _OPEN_M)
-        self._robot.set_hand_goal(_OPEN_M, 0.05, 30.0)
+        task = parse_task(text)
+        if task.block not in self._scene.objects:
+            raise ConfigError(f"task '{text}': there is no {task.block} on this table; it has {', '.join(self._scene.objects)}")
+        self._scene.write(self._data, draw_placement(seed, self._layout, task), self._home, self._open)
         mujoco.mj_forward(self._model, self._data)
-        self._hold_here()
-        self._judge = Judge(parse_task(text), self._scene.world(self._data))
+        self._engine.rest(self._open)
+        self._judge = Judge(task, self._scene.world(self._data))
         self._judge.update(self._scene.world(self._data), self._data.time)
         self._mirror.write(self._data.qpos, self._data.time, time.time_ns())
         return text
-
-    def _hold_here(self) -> None:
-        """An idle control box holds where it last stopped, and would drive the arm back there."""
-        box = self._server.robot_servers[0]
-        if box.current_motion_id == 0:
-            self._robot.joint_position_control(self._home)
-            self._simulator.step()
-            box.stop_motion()
 
     def _shift(self, name: str, dx_m: float, dy_m: float) -> str:
         self._scene.shift(self._data, name, dx_m, dy_m)
@@ -224,6 +212,17 @@ class TabletopServer:
             raise DeviceError(f"the simulation died: {self._fault!r}") from self._fault
         if not self._running.is_set():
             raise DeviceError("the simulation is not running: call start()")
+
+
+def _engine(rig: Rig) -> Engine:
+    """The physics and protocol that the rig's robots need."""
+    if rig.embodiment.name == "franka":
+        from vla_ros.sim.franky_engine import FrankyEngine
+
+        return FrankyEngine(rig)
+    from vla_ros.sim.servo_engine import ServoEngine
+
+    return ServoEngine(rig)
 
 
 def _answer(work: Callable[[], object], future: Future) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -12,14 +13,31 @@ PLATE_TOP_M = 0.010
 BOWL_RADIUS_M = 0.066
 BOWL_FLOOR_M = 0.008
 BOWL_RIM_M = 0.042
+BAR_M = (0.025, 0.16, 0.03)  # x, y, z
+TRAY_M = (0.16, 0.20, 0.008)
+HANDLE_M = (0.022, 0.05, 0.034)  # at both ends of the tray's y axis
+BAR_GRIP_M = 0.055  # from its centre to where a hand takes it
+TRAY_GRIP_M = TRAY_M[1] / 2 + 0.03
+TRAY_GRIP_HEIGHT_M = 0.024  # above its foot
+
+
+@dataclass(frozen=True)
+class Hand:
+    """`position` [3] m and `quat_xyzw` [4] of the TCP, `width_m` between the fingers."""
+
+    position: np.ndarray
+    quat_xyzw: np.ndarray
+    width_m: float
 
 
 @dataclass(frozen=True)
 class World:
-    """All poses in `base_link`.
+    """All poses in `base_link`, seen by one arm; `arms` are the hands of all by name where there are two.
 
     `tcp_position` [3] m, `tcp_quat_xyzw` [4], `gripper_width_m` between the fingers;
-    `position` object -> [3] m, the centre of a block, the foot of a container; `yaw` block -> rad, of its side nearest to the horizontal.
+    `position` object -> [3] m, the centre of a block or bar, the foot of a container or tray;
+    `yaw` block, bar or tray -> rad, of its side nearest to the horizontal (the bar's and the tray's x axis);
+    `tilt` tray -> rad, out of the horizontal.
     """
 
     tcp_position: np.ndarray
@@ -27,6 +45,17 @@ class World:
     gripper_width_m: float
     position: dict[str, np.ndarray]
     yaw: dict[str, float]
+    arms: Mapping[str, Hand] = field(default_factory=dict)
+    tilt: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def hands(self) -> list[Hand]:
+        """All of them."""
+        return list(self.arms.values()) or [Hand(self.tcp_position, self.tcp_quat_xyzw, self.gripper_width_m)]
+
+    def seen_by(self, hand: Hand) -> World:
+        """The same world with `hand` as the one that works."""
+        return replace(self, tcp_position=hand.position, tcp_quat_xyzw=hand.quat_xyzw, gripper_width_m=hand.width_m)
 
     def with_object(self, name: str, position: np.ndarray, yaw: float = 0.0) -> World:
         """The same world with one object elsewhere."""

@@ -1,0 +1,161 @@
+"""Services, functions and what Kortex's numbers mean. Source: Kinova's public API definition (ros_kortex, kortex_driver/protos)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+@dataclass(frozen=True)
+class Function:
+    """One remote function: service and function number, and the name that errors give it."""
+
+    service: int
+    number: int
+    name: str
+
+
+CREATE_SESSION = Function(1, 1, "CreateSession")
+CLOSE_SESSION = Function(1, 2, "CloseSession")
+KEEP_ALIVE = Function(1, 3, "KeepAlive")
+STOP = Function(2, 112, "Stop")
+SEND_TWIST = Function(2, 121, "SendTwistCommand")
+SEND_JOINT_SPEEDS = Function(2, 132, "SendJointSpeedsCommand")
+SEND_GRIPPER = Function(2, 136, "SendGripperCommand")
+APPLY_EMERGENCY_STOP = Function(2, 145, "ApplyEmergencyStop")
+CLEAR_FAULTS = Function(2, 146, "ClearFaults")
+SET_SERVOING_MODE = Function(2, 152, "SetServoingMode")
+GET_SERVOING_MODE = Function(2, 153, "GetServoingMode")
+GET_ARM_STATE = Function(2, 175, "GetArmState")
+REFRESH_FEEDBACK = Function(3, 3, "RefreshFeedback")
+
+SINGLE_LEVEL_SERVOING = 2
+GRIPPER_POSITION = 3
+# of a twist: both parts along the axes of the base; in MIXED (1) the rotation, in TOOL (2) both are along the tool's
+BASE_FRAME = 3
+
+
+class ArmState(IntEnum):
+    BASE_INITIALIZATION = 1
+    IDLE = 2
+    INITIALIZATION = 3
+    IN_FAULT = 4
+    MAINTENANCE = 5
+    SERVOING_LOW_LEVEL = 6
+    SERVOING_READY = 7
+    SERVOING_PLAYING_SEQUENCE = 8
+    SERVOING_MANUALLY_CONTROLLED = 9
+    BRAKE_RELEASING = 10
+
+
+ERRORS = {1: "ERROR_PROTOCOL_SERVER", 2: "ERROR_PROTOCOL_CLIENT", 3: "ERROR_DEVICE", 4: "ERROR_INTERNAL"}
+INVALID_SESSION, INVALID_PASSWORD, USER_NOT_FOUND, INVALID_USER_SESSION_ACCESS = 12, 15, 16, 54
+# those that an arm's client can meet; others are told by their number
+SUB_ERRORS = {
+    1: "METHOD_FAILED",
+    2: "UNIMPLEMENTED",
+    3: "INVALID_PARAM",
+    4: "UNSUPPORTED_SERVICE",
+    5: "UNSUPPORTED_METHOD",
+    6: "TOO_LARGE_ENCODED_FRAME_BUFFER",
+    8: "FRAME_DECODING_ERR",
+    9: "INCOMPATIBLE_HEADER_VERSION",
+    10: "UNSUPPORTED_FRAME_TYPE",
+    INVALID_SESSION: "INVALID_SESSION",
+    13: "PAYLOAD_DECODING_ERR",
+    INVALID_PASSWORD: "INVALID_PASSWORD",
+    USER_NOT_FOUND: "USER_NOT_FOUND",
+    18: "ROBOT_MOVEMENT_IN_PROGRESS",
+    21: "ROBOT_NOT_READY",
+    22: "ROBOT_IN_FAULT",
+    23: "ROBOT_IN_MAINTENANCE",
+    24: "ROBOT_IN_UPDATE_MODE",
+    25: "ROBOT_IN_EMERGENCY_STOP",
+    27: "LOW_LEVEL_SERVOING",
+    50: "DEVICE_DISCONNECTED",
+    51: "DEVICE_NOT_READY",
+    53: "SAFETY_THRESHOLD_REACHED",
+    INVALID_USER_SESSION_ACCESS: "INVALID_USER_SESSION_ACCESS",
+    55: "CONTROL_MANUAL_STOP",
+    57: "CONTROL_ACTUATOR_COUNT_MISMATCH",
+    60: "CONTROL_LARGE_SPEED",
+    64: "CONTROL_WRONG_MODE",
+    65: "CONTROL_JOINT_POSITION_LIMIT",
+    75: "WRONG_SERVOING_MODE",
+    130: "SESSION_NOT_IN_CONTROL",
+    131: "METHOD_TIMEOUT",
+    141: "CONTROL_PERMISSION_DENIED",
+}
+
+# names of the bits from 0 on: Base.SafetyIdentifier
+BASE_FAULTS = (
+    "FIRMWARE_UPDATE_FAILURE",
+    "EXTERNAL_COMMUNICATION_ERROR",
+    "MAXIMUM_AMBIENT_TEMPERATURE",
+    "MAXIMUM_CORE_TEMPERATURE",
+    "JOINT_FAULT",
+    "CYCLIC_DATA_JITTER",
+    "REACHED_MAXIMUM_EVENT_LOGS",
+    "NO_KINEMATICS_SUPPORT",
+    "BRAKE_REMOVAL_FAILURE",
+    "NETWORK_ERROR",
+    "UNABLE_TO_REACH_POSE",
+    "JOINT_DETECTION_ERROR",
+    "NETWORK_INITIALIZATION_ERROR",
+    "MAXIMUM_CURRENT",
+    "MAXIMUM_VOLTAGE",
+    "MINIMUM_VOLTAGE",
+    "MAXIMUM_END_EFFECTOR_TRANSLATION_VELOCITY",
+    "MAXIMUM_END_EFFECTOR_ORIENTATION_VELOCITY",
+    "MAXIMUM_END_EFFECTOR_TRANSLATION_ACCELERATION",
+    "MAXIMUM_END_EFFECTOR_ORIENTATION_ACCELERATION",
+    "MAXIMUM_END_EFFECTOR_TRANSLATION_FORCE",
+    "MAXIMUM_END_EFFECTOR_ORIENTATION_FORCE",
+    "MAXIMUM_END_EFFECTOR_PAYLOAD",
+    "EMERGENCY_STOP_ACTIVATED",
+    "EMERGENCY_LINE_ACTIVATED",
+    "INRUSH_CURRENT_LIMITER_FAULT",
+    "NVRAM_CORRUPTED",
+    "INCOMPATIBLE_FIRMWARE_VERSION",
+    "POWERON_SELF_TEST_FAILURE",
+    "DISCRETE_INPUT_STUCK_ACTIVE",
+    "ARM_INTO_ILLEGAL_POSITION",
+)
+# the same of ActuatorConfig.SafetyIdentifierBankA
+ACTUATOR_FAULTS = (
+    "FOLLOWING_ERROR",
+    "MAXIMUM_VELOCITY",
+    "JOINT_LIMIT_HIGH",
+    "JOINT_LIMIT_LOW",
+    "STRAIN_GAUGE_MISMATCH",
+    "MAXIMUM_TORQUE",
+    "UNRELIABLE_ABSOLUTE_POSITION",
+    "MAGNETIC_POSITION",
+    "HALL_POSITION",
+    "HALL_SEQUENCE",
+    "INPUT_ENCODER_HALL_MISMATCH",
+    "INPUT_ENCODER_INDEX_MISMATCH",
+    "INPUT_ENCODER_MAGNETIC_MISMATCH",
+    "MAXIMUM_MOTOR_CURRENT",
+    "MOTOR_CURRENT_MISMATCH",
+    "MAXIMUM_VOLTAGE",
+    "MINIMUM_VOLTAGE",
+    "MAXIMUM_MOTOR_TEMPERATURE",
+    "MAXIMUM_CORE_TEMPERATURE",
+    "NON_VOLATILE_MEMORY_CORRUPTED",
+    "MOTOR_DRIVER_FAULT",
+    "EMERGENCY_LINE_ASSERTED",
+    "COMMUNICATION_TICK_LOST",
+    "WATCHDOG_TRIGGERED",
+    "UNRELIABLE_CAPACITIVE_SENSOR",
+    "UNEXPECTED_GEAR_RATIO",
+    "HALL_MAGNETIC_MISMATCH",
+    "BRAKE_DRIVE_FAULT",
+    "BRAKE_RELEASE_MOTION_OUT_OF_RANGE",
+)
+EMERGENCY_FAULTS = {"EMERGENCY_STOP_ACTIVATED", "EMERGENCY_LINE_ACTIVATED"}
+
+
+def bits(bank: int, names: tuple[str, ...]) -> list[str]:
+    """Returns the names of the bits that are set in a fault bank."""
+    return [names[bit] if bit < len(names) else f"bit {bit}" for bit in range(32) if bank >> bit & 1]
