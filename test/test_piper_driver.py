@@ -117,6 +117,16 @@ def test_reads_fresh_measurements(arm, device):
     assert 0 <= time.time_ns() - newer.stamp_ns < 100_000_000
 
 
+def test_the_newest_target_is_always_sent(arm, device, monkeypatch):
+    """Even when the sending thread takes its turn in the middle of setting the next one."""
+    rint = np.rint
+    monkeypatch.setattr(np, "rint", lambda value: (time.sleep(0.001), rint(value))[1])
+    for i in range(100):
+        target = HOME + np.array([1e-3 * (i % 10), 0, 0, 0, 0, 0])
+        arm._link.move(target)
+    wait_for(lambda: np.abs(device.bus._controller._asked - target).max() < 1e-4, "the last target at the arm", 2.0)
+
+
 def test_joint_positions_are_followed(arm):
     target = HOME + np.array([0.2, 0.1, -0.1, 0.1, -0.1, 0.3])
     stream(arm, POSITIONS, lambda t: HOME + (target - HOME) * min(1.0, 2 * t), 1.0)

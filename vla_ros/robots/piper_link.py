@@ -72,6 +72,7 @@ class PiperLink:
         self._closing = threading.Event()
         self._fresh = threading.Event()
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._waiting = threading.Lock()  # of the two below, which a queued job will send
         self._target: tuple[int, ...] | None = None
         self._gripper: tuple[int, int] | None = None
         self._threads = [threading.Thread(target=work, name=f"piper {channel}", daemon=True) for work in (self._read, self._write)]
@@ -132,16 +133,19 @@ class PiperLink:
 
     def move(self, position_rad: np.ndarray) -> None:
         """Sets the target [6] rad of the joints."""
-        self.sent = (*self.sent[1 - _SENT :], (time.monotonic(), position_rad))
-        waiting, self._target = self._target, tuple(np.rint(position_rad * _MILLIDEGREES).astype(int).tolist())
-        if waiting is None:
-            self._jobs.put(self._send_target)
+        target = tuple(np.rint(position_rad * _MILLIDEGREES).astype(int).tolist())
+        with self._waiting:
+            self.sent = (*self.sent[1 - _SENT :], (time.monotonic(), position_rad))
+            asked, self._target = self._target, target
+            if asked is None:
+                self._jobs.put(self._send_target)
 
     def grip(self, width_m: float, torque_nm: float) -> None:
         """Sets the opening and the torque of the gripper."""
-        waiting, self._gripper = self._gripper, (round(width_m * 1e6), round(torque_nm * 1e3))
-        if waiting is None:
-            self._jobs.put(self._send_gripper)
+        with self._waiting:
+            asked, self._gripper = self._gripper, (round(width_m * 1e6), round(torque_nm * 1e3))
+            if asked is None:
+                self._jobs.put(self._send_gripper)
 
     def enable(self, torque_nm: float, timeout_s: float) -> None:
         """Enables drives and gripper and holds where the arm is. Raises DeviceError that names the joints that do not come."""
@@ -206,13 +210,15 @@ class PiperLink:
     # The threads.
 
     def _send_target(self) -> None:
-        target, self._target = self._target, None
+        with self._waiting:
+            target, self._target = self._target, None
         # the mode goes with every target, as the vendor does it: a controller that was restarted is in standby
         self._interface.MotionCtrl_2(_CAN_MODE, _MOVE_J, self._speed, 0)
         self._interface.JointCtrl(*target)
 
     def _send_gripper(self) -> None:
-        (width, torque), self._gripper = self._gripper, None
+        with self._waiting:
+            (width, torque), self._gripper = self._gripper, None
         self._interface.GripperCtrl(width, torque, _GRIP, 0)
 
     def _write(self) -> None:
