@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 
 from vla_ros.cli.running_rig import OwnDomain, write_own_rig
@@ -31,6 +32,13 @@ def run_with_patience(command, variables, folder, attempts=3):
         if result.returncode != 2:
             break
     return result
+
+
+def executed_tcp(folder):
+    """[N, 3] m: where the TCP was sent during a rollout."""
+    streams = json.loads((folder / "actions.json").read_text())["streams"]
+    stream = next(item for item in streams if "tcp.x" in item["channels"])
+    return np.array(stream["data"])[:, [stream["channels"].index(f"tcp.{axis}") for axis in "xyz"]]
 
 
 @pytest.fixture
@@ -91,7 +99,9 @@ def test_up_then_rollout_then_a_dead_node(up, tmp_path):
         "rollout", "again", "--policy", tmp_path / "report", "--task", INSTRUCTION, "--seed", 1, "--out", tmp_path / "again"
     )
     again = run_with_patience(command, variables, tmp_path)
-    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.returncode in (0, 1), again.stdout + again.stderr  # open loop: a busy machine may cost it the grasp, not the way
+    off_m = np.linalg.norm(executed_tcp(tmp_path / "again")[:, None] - executed_tcp(tmp_path / "report"), axis=2)
+    assert off_m.min(axis=1).max() < 0.02 and off_m.min(axis=0).max() < 0.05
     assert json.loads((tmp_path / "again" / "rollout.json").read_text())["instruction"] == "again"
 
     os.kill(pid_of(lines, "proprioception"), signal.SIGKILL)

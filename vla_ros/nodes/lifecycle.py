@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 import traceback
 from dataclasses import dataclass, field
 
@@ -20,7 +21,7 @@ from vla_ros.nodes import qos
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.5, 5.0
-_LAST_TURNS = 10
+_LAST_WORDS_S = 0.3
 # Another attempt cannot mend these; everything else may be a device that is not there yet.
 _FATAL = (ConfigError, NotInstalled)
 
@@ -203,7 +204,8 @@ def run(node_class: type[VlaNode], args: list[str] | None = None) -> int:
         executor.spin_until_future_complete(stopped)
         if node.is_active:
             node.trigger_deactivate()
-            for _ in range(_LAST_TURNS):  # a goal that ended just now still has its result to send
+            end_s = time.monotonic() + _LAST_WORDS_S
+            while time.monotonic() < end_s:  # a goal that ended just now still has its result to send, among all the rest
                 executor.spin_once(timeout_sec=0.01)
     except VlaError as error:
         node.get_logger().fatal(str(error))
