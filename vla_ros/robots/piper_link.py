@@ -25,9 +25,7 @@ _GRIP, _GRIP_CLEARED = 0x01, 0x03
 _MILLIDEGREES = 180e3 / np.pi
 _DRAIN_PERIOD_S = 0.002
 _POLL_S = 0.005
-_RESEND_S = 0.1
-_GRACE_S = 0.01
-_ORDER_S = 0.02
+_RESEND_S, _GRACE_S, _ORDER_S = 0.1, 0.01, 0.02
 _STATUS_STALE_S = 1.0
 _SENT = 4  # targets that are remembered
 
@@ -72,9 +70,8 @@ class PiperLink:
         self._closing = threading.Event()
         self._fresh = threading.Event()
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._waiting = threading.Lock()  # of the two below, which a queued job will send
-        self._target: tuple[int, ...] | None = None
-        self._gripper: tuple[int, int] | None = None
+        self._ordering = threading.Lock()
+        self._orders: dict[Callable[..., None], tuple[int, ...]] = {}  # by what sends them
         self._threads = [threading.Thread(target=work, name=f"piper {channel}", daemon=True) for work in (self._read, self._write)]
         for thread in self._threads:
             thread.start()
@@ -133,19 +130,12 @@ class PiperLink:
 
     def move(self, position_rad: np.ndarray) -> None:
         """Sets the target [6] rad of the joints."""
-        target = tuple(np.rint(position_rad * _MILLIDEGREES).astype(int).tolist())
-        with self._waiting:
-            self.sent = (*self.sent[1 - _SENT :], (time.monotonic(), position_rad))
-            asked, self._target = self._target, target
-            if asked is None:
-                self._jobs.put(self._send_target)
+        self.sent = (*self.sent[1 - _SENT :], (time.monotonic(), position_rad))
+        self._order(self._send_target, tuple(np.rint(position_rad * _MILLIDEGREES).astype(int).tolist()))
 
     def grip(self, width_m: float, torque_nm: float) -> None:
         """Sets the opening and the torque of the gripper."""
-        with self._waiting:
-            asked, self._gripper = self._gripper, (round(width_m * 1e6), round(torque_nm * 1e3))
-            if asked is None:
-                self._jobs.put(self._send_gripper)
+        self._order(self._send_gripper, (round(width_m * 1e6), round(torque_nm * 1e3)))
 
     def enable(self, torque_nm: float, timeout_s: float) -> None:
         """Enables drives and gripper and holds where the arm is. Raises DeviceError that names the joints that do not come."""
@@ -209,16 +199,23 @@ class PiperLink:
 
     # The threads.
 
-    def _send_target(self) -> None:
-        with self._waiting:
-            target, self._target = self._target, None
+    def _order(self, send: Callable[..., None], values: tuple[int, ...]) -> None:
+        """Has the writer call `send` with the newest values at its turn."""
+        with self._ordering:
+            if send not in self._orders:
+                self._jobs.put(lambda: send(*self._taken(send)))
+            self._orders[send] = values
+
+    def _taken(self, send: Callable[..., None]) -> tuple[int, ...]:
+        with self._ordering:
+            return self._orders.pop(send)
+
+    def _send_target(self, *millidegrees: int) -> None:
         # the mode goes with every target, as the vendor does it: a controller that was restarted is in standby
         self._interface.MotionCtrl_2(_CAN_MODE, _MOVE_J, self._speed, 0)
-        self._interface.JointCtrl(*target)
+        self._interface.JointCtrl(*millidegrees)
 
-    def _send_gripper(self) -> None:
-        with self._waiting:
-            (width, torque), self._gripper = self._gripper, None
+    def _send_gripper(self, width: int, torque: int) -> None:
         self._interface.GripperCtrl(width, torque, _GRIP, 0)
 
     def _write(self) -> None:
