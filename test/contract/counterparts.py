@@ -78,7 +78,7 @@ COUNTERPARTS: dict[str, Counterpart] = {
             "device silent": Fault("silent", **LOST),
             "state packets are garbage": Fault("garbage", **LOST),
             "NaN in the state": Fault("nan_state", **LOST),
-            "link slow (0.4 s)": Fault("slow", **LOST),
+            "link slow (0.5 s)": Fault("slow", **LOST),
             "packets lost (60 %)": Fault("packet_loss", "communication"),
             "collision reflex": Fault("reflex", "reflex"),
             "communication violation": Fault("communication_violation", "communication"),
