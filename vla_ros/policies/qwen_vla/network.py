@@ -1,0 +1,170 @@
+"""Qwen-VLA: a backbone reads pictures and the embodiment prompt, the action expert turns noise into a chunk. See `network.Network`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vla_ros.core.errors import DataError, PolicyError, did_you_mean
+from vla_ros.policies.flow import TAU_SAMPLERS, NoiseSource, Velocity, flow_loss, guidance, guided, solve
+from vla_ros.policies.layout import Layout
+from vla_ros.policies.network import Batch, Inputs
+from vla_ros.policies.qwen_vla.expert import ActionExpert, Prefix
+from vla_ros.policies.qwen_vla.prompt import embodiment_prompt
+from vla_ros.policies.qwen_vla.reader import Encoding, SmallReader
+from vla_ros.policies.qwen_vla.stages import STAGES
+
+EXPERT_SIZES = ("width", "blocks", "heads", "channels", "theta")
+BACKBONES = {"convolutional": SmallReader}
+OTHER_SIZES = ("backbone", "state_width", "euler_steps", "draws", "seed")
+
+
+class Context(NamedTuple):
+    """All that does not change while one observation's noise becomes a chunk.
+
+    `mask` bool [K] is True in the robot's own channels.
+    """
+
+    encoding: Encoding
+    prefix: Prefix
+    mask: Tensor
+
+
+class QwenVla(nn.Module):
+    """One set of weights for all robots of `layouts`: the prompt says which one it is, its channels are the leading ones of K.
+
+    Sizes:
+        width, blocks, heads, channels, theta: of the action expert, see `ActionExpert`.
+        state_width: features of proprioception that are read, 0 (the paper's choice): none.
+        euler_steps: from noise to chunk.
+        draws: pairs of tau and noise for each observation of a training batch; they share what is costly, the encoding.
+        seed: of the noise in `predict`.
+        backbone: its name; all other sizes are the backbone's.
+    """
+
+    def __init__(self, layouts: Mapping[str, Layout], horizon: int, sizes: Mapping[str, object]) -> None:
+        super().__init__()
+        sizes = _checked(layouts, sizes)
+        own = {key: sizes.pop(key) for key in OTHER_SIZES}
+        expert = {key: sizes.pop(key) for key in EXPERT_SIZES}
+        self.layouts, self.horizon, self.channels = dict(layouts), horizon, expert["channels"]
+        self.state_width, self.euler_steps, self.draws = own["state_width"], own["euler_steps"], own["draws"]
+        cameras = [camera for layout in layouts.values() for camera in layout.cameras]
+        self.backbone = BACKBONES[own["backbone"]](cameras, self.state_width, sizes)
+        self.expert = ActionExpert(self.backbone.width, **expert)
+        self.visual_size, self.hidden_size = self.backbone.visual_size, self.backbone.hidden_size
+        self.noise = NoiseSource(own["seed"])
+        self.stage = STAGES["cpt"]
+
+    @staticmethod
+    def prompt(layout: Layout, instruction: str, horizon: int, dt_s: float) -> str:
+        """See `prompt.embodiment_prompt`."""
+        return embodiment_prompt(layout, instruction, horizon, dt_s)
+
+    def reset(self) -> None:
+        """Starts the noise anew; there is no history."""
+        self.noise.reset()
+
+    def context(self, inputs: Inputs) -> Context:
+        """Reads an observation. Raises PolicyError: an unknown embodiment, or images that the layout or the stage does not have."""
+        layout = self._layout(inputs.embodiment)
+        images = self._images(inputs, layout)
+        encoding = self.backbone.encode(images, layout.cameras, self._state(inputs.state), inputs.tokens)
+        mask = torch.arange(self.channels, device=inputs.tokens.device) < len(layout.channels)
+        return Context(encoding, self.expert.prefill(encoding.sequence, encoding.mask), mask)
+
+    def velocity(self, context: Context, steps: Tensor | None = None) -> Velocity:
+        """Returns the flow at one observation; channels beyond the robot's own are neither read nor moved.
+
+        Args:
+            context: see `context`.
+            steps: bool [B, T], False past the end of a trajectory.
+        """
+
+        def velocity(rows: Tensor, tau: Tensor) -> Tensor:
+            found = self.expert.velocity(context.prefix, torch.where(context.mask, rows, 0.0), tau, steps)
+            return torch.where(context.mask, found.float(), 0.0)
+
+        return velocity
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+        """See `network.Network.loss`. Rows of `actions` past the end of a trajectory are NaN; T may be any.
+
+        Raises:
+            PolicyError: see `context`; or there are no actions, or they have other channels than the layout.
+            DataError: a row of actions is finite only in part.
+        """
+        actions, valid = self._targets(batch)
+        context = self.context(batch)
+        if self.draws > 1:
+            actions, valid = (tensor.repeat_interleave(self.draws, 0) for tensor in (actions, valid))
+        flow = self.velocity(context._replace(prefix=context.prefix.repeat(self.draws)), valid)
+        tau = TAU_SAMPLERS[self.stage.tau](len(actions)).to(actions)
+        mask = valid[..., None] & context.mask
+        loss = flow_loss(flow, actions, tau, torch.randn_like(actions), mask)
+        return loss, {"flow": loss}, context.encoding.visual, context.encoding.hidden
+
+    def predict(self, inputs: Inputs) -> Tensor:
+        """Returns normalised actions [B, horizon, D]; with `inputs.prefix` they continue it (real-time chunking)."""
+        context = self.context(inputs)
+        flow = self.velocity(context)
+        noise = self.noise.draw((len(inputs.tokens), self.horizon, self.channels), inputs.tokens.device)
+        if inputs.prefix is not None:
+            flow = guided(flow, guidance(inputs.prefix, inputs.prefix_weights, tuple(noise.shape)))
+        return solve(flow, noise, self.euler_steps)[..., : len(self._layout(inputs.embodiment).channels)]
+
+    def _layout(self, embodiment: str) -> Layout:
+        if embodiment not in self.layouts:
+            raise PolicyError(f"embodiment '{embodiment}'; {did_you_mean(embodiment, self.layouts)}")
+        return self.layouts[embodiment]
+
+    def _images(self, inputs: Inputs, layout: Layout) -> Tensor | None:
+        count = 0 if inputs.images is None else inputs.images.shape[1]
+        if not self.stage.images:
+            if count:
+                raise PolicyError(f"{count} images of {layout.embodiment}: this stage learns from text alone (T2A); leave them out")
+            return None
+        if count != len(layout.cameras):
+            raise PolicyError(f"{count} images; {layout.embodiment} has the cameras {', '.join(layout.cameras)}")
+        return inputs.images
+
+    def _state(self, state: Tensor) -> Tensor:
+        """[B, F] -> [B, state_width]."""
+        if not self.state_width:
+            return state[:, :0]
+        if state.shape[1] > self.state_width:
+            raise PolicyError(f"{state.shape[1]} features of proprioception, network.state_width = {self.state_width}: raise it")
+        return nn.functional.pad(state, (0, self.state_width - state.shape[1]))
+
+    def _targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns actions [B, T, K] and which rows are valid, bool [B, T]."""
+        wanted = len(self._layout(batch.embodiment).channels)
+        if batch.actions is None or batch.actions.shape[-1] != wanted:
+            shape = None if batch.actions is None else tuple(batch.actions.shape)
+            raise PolicyError(f"actions of shape {shape} for {batch.embodiment}, expected [B, T, {wanted}]")
+        finite = batch.actions.isfinite()
+        valid = finite.all(-1)
+        if not torch.equal(valid, finite.any(-1)):
+            raise DataError(f"{batch.embodiment}: a row of actions is finite only in part; rows past the end are NaN as a whole")
+        return nn.functional.pad(batch.actions, (0, self.channels - wanted)), valid
+
+
+def _checked(layouts: Mapping[str, Layout], sizes: Mapping[str, object]) -> dict[str, object]:
+    """Returns a copy. Raises PolicyError: a size is missing, or too small for a layout."""
+    missing = [key for key in (*EXPERT_SIZES, *OTHER_SIZES) if key not in sizes]
+    if missing:
+        raise PolicyError(f"network lacks {', '.join(missing)}")
+    for key in ("width", "blocks", "heads", "channels", "euler_steps", "draws"):
+        if type(sizes[key]) is not int or sizes[key] < 1:
+            raise PolicyError(f"network.{key} = {sizes[key]!r}, expected a whole number >= 1")
+    if sizes["backbone"] not in BACKBONES:
+        raise PolicyError(f"network.backbone = {sizes['backbone']!r}; {did_you_mean(sizes['backbone'], BACKBONES)}")
+    if sizes["width"] % (2 * sizes["heads"]):
+        raise PolicyError(f"network.width = {sizes['width']}: must be a multiple of 2 * heads = {2 * sizes['heads']}")
+    for name, layout in layouts.items():
+        if len(layout.channels) > sizes["channels"]:
+            raise PolicyError(f"network.channels = {sizes['channels']}: {name} has {len(layout.channels)}; raise it")
+    return dict(sizes)
