@@ -15,6 +15,7 @@ from vla_ros.core.executors import make_executor, parse_executor
 # inference thread give way.
 CAMERA_NICE = 5
 EXTERNAL = "external"
+BRIDGES = ("openpi", "lerobot")  # policies of other projects: `<name>:<where>`
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,15 @@ class CameraRig:
 
 @dataclass(frozen=True)
 class PolicyRig:
-    """`checkpoint` is a folder of config/checkpoints, a path, a name of `policies.POLICIES` or module:Class.
+    """`checkpoint` is a folder of config/checkpoints, a path, "script", openpi://HOST:PORT, lerobot:FOLDER or module:Class.
 
-    `executor` holds `name` and the options of `make_executor`.
+    `executor` holds `name` and the options of `make_executor`, `options` the keyword arguments of the policy's class.
     """
 
     checkpoint: str
     inference_hz: float = 10.0
     executor: dict[str, object] = field(default_factory=lambda: {"name": "ensemble", "weighting": "age"})
+    options: dict[str, object] = field(default_factory=dict)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if not 0 < self.inference_hz <= 1000:
@@ -103,6 +105,13 @@ class Rig:
     def frozen_after_s(self) -> dict[str, float | None]:
         """What `ObservationBuffer` takes: camera -> s, None where the test is off."""
         return {name: camera.frozen_after_s or None for name, camera in self.cameras.items()}
+
+    def policy_options(self, checkpoint: str) -> dict[str, object]:
+        """The rig's options for `checkpoint`: of the rig's own, or of one of the same kind (the same bridge at another address)."""
+        own = self.policy.checkpoint if self.policy else ""
+        kind = own.partition(":")[0]
+        same = checkpoint == own or (kind in BRIDGES and checkpoint.partition(":")[0] == kind)
+        return dict(self.policy.options) if self.policy and same else {}
 
 
 @dataclass(frozen=True)
