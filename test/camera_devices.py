@@ -127,8 +127,8 @@ def mujoco(folder: Path) -> Iterator[Counterpart]:
     from vla_ros.sim.mirror import MirrorWriter, mirror_path
 
     address = f"127.8.{os.getpid() % 200 + 1}.7"
-    loop = FastLoop(["front"], 64, 48)
-    loop.reset(1, loop.instructions()[0])
+    loop = FastLoop("franka", ["front"], 64, 48)
+    loop.reset(1, loop.instructions("place")[0])
     writer, ended = MirrorWriter(mirror_path(address), loop._model), threading.Event()
 
     def move() -> None:

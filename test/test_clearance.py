@@ -315,20 +315,20 @@ def test_a_long_step_is_looked_at_on_its_way() -> None:
 
 def test_the_tabletop_work_is_never_in_the_way() -> None:
     """One episode of each task: the expert's TCP targets pass the limiter with clearance, and the arm never comes close to anything."""
-    loop, clearance, stamp_ns = FastLoop(cameras=()), Clearance(ROBOT), START_NS
+    loop, clearance, stamp_ns = FastLoop("franka", ()), Clearance(ROBOT), START_NS
     least_m = np.inf
-    for stack in (False, True):
-        for seed, instruction in enumerate(loop.instructions(stack)):
+    for kind in ("place", "stack"):
+        for seed, instruction in enumerate(loop.instructions(kind)):
             limiter = Limiter(ROBOT, KINEMATICS.tcp, period_s=0.1, clearance=clearance.distance, predict=KINEMATICS.ahead)
             loop.reset(seed, instruction, disturb_start=True)
             for _ in range(200):
                 stamp_ns += 100_000_000
                 view = loop.look(render=False)
                 row = loop.expert(view, 1)[0][0]
-                state = RobotState(stamp_ns, ROBOT.joints, view.joints_rad, np.zeros(7), np.zeros(7), view.gripper_width_m)
+                state = RobotState(stamp_ns, ROBOT.joints, view.joints_rad["arm"], np.zeros(7), np.zeros(7), view.state[6])
                 limiter.check(Action(TCP_POSE, row[:6], stamp_ns, "expert"), state, stamp_ns)
-                least_m = min(least_m, clearance.distance(view.joints_rad).room_m)
-                loop.step(row[:6], row[6])
+                least_m = min(least_m, clearance.distance(view.joints_rad["arm"]).room_m)
+                loop.step(row)
                 if loop.outcome().success:
                     break
             assert loop.outcome().success, instruction

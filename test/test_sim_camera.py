@@ -20,8 +20,8 @@ ADDRESS = f"127.9.{os.getpid() % 200 + 1}.9"
 
 @pytest.fixture(scope="module")
 def loop():
-    loop = FastLoop(["front", "wrist"], 160, 120)
-    loop.reset(11, loop.instructions()[0])
+    loop = FastLoop("franka", ["front", "wrist"], 160, 120)
+    loop.reset(11, loop.instructions("place")[0])
     yield loop
     loop.close()
 

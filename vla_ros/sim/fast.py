@@ -1,8 +1,7 @@
-"""The table as fast as it goes, for demonstrations and gates: same scene and pictures as the rig, no robot protocol, no clock."""
+"""Every table as fast as it goes, for demonstrations and gates: same scene and pictures as the rig, no robot protocol, no clock."""
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,83 +10,112 @@ import numpy as np
 
 from vla_ros.core.embodiment import load_embodiment
 from vla_ros.core.errors import ConfigError, did_you_mean
-from vla_ros.core.rotations import conjugate, interpolate, multiply, nearest_rotvec, quat_to_rotvec, rotvec_to_quat
+from vla_ros.core.rotations import nearest_rotvec, quat_to_rotvec
+from vla_ros.sim.bimanual import plan_pair
 from vla_ros.sim.expert import DT_S, plan_chunk
+from vla_ros.sim.fast_arms import CONTROL_S, TIMESTEP_S, FastArm, driven_scene
+from vla_ros.sim.ik import SceneIk
 from vla_ros.sim.judge import Judge, Outcome
-from vla_ros.sim.layout import ArmNames, arm_names, layout_of
+from vla_ros.sim.layout import arm_names, down_rotvec, layout_of
 from vla_ros.sim.placement import draw_placement
 from vla_ros.sim.render import Renderer, compile_scene
-from vla_ros.sim.scene import ROBOT, build_simulator
 from vla_ros.sim.state import SceneState
-from vla_ros.sim.tasks import OBJECTS, parse_task, tasks
+from vla_ros.sim.tasks import BAR, OBJECTS, TRAY, bimanual_tasks, parse_task, tasks
 from vla_ros.sim.world import World
 
-TIMESTEP_S = 0.002
-CONTROL_S = 0.02  # the arm's own control, as at the rig: 50 Hz velocity commands
 OVERSAMPLING = 2  # pictures are drawn this much larger than a policy sees them
-_FINGER_M_S = 0.05
-_KV = (135.0, 135.0, 105.0, 105.0, 60.0, 60.0, 60.0)
+THINGS = (*OBJECTS, BAR, TRAY)
+KINDS = ("place", "stack", "bimanual")
+_DISTURBANCE_RAD = 0.08
 
 
 @dataclass(frozen=True)
 class FastView:
     """One instant.
 
-    `images` uint8 [H, W, 3] by camera (empty when not rendered), TCP `pose` [6] (m, rotation vector rad) and `objects` [5, 3] m
-    in `base_link`, the latter in the order of `tasks.OBJECTS`; `joints_rad` [7]; `world` is the truth that the expert needs.
+    `images` uint8 [H, W, 3] by camera (empty when not rendered); `state` [S], for each arm its TCP pose (m, rotation vector rad) or its
+    joints (rad), then its gripper's opening (m); `objects` [7, 3] m in `base_link` in the order of `THINGS`, NaN for what is not there;
+    `joints_rad` arm -> [N]; `world` is the truth that the expert needs.
     """
 
     images: dict[str, np.ndarray]
-    pose: np.ndarray
-    gripper_width_m: float
+    state: np.ndarray
     objects: np.ndarray
-    joints_rad: np.ndarray
+    joints_rad: dict[str, np.ndarray]
     world: World
 
 
 class FastLoop:
     """One scene, compiled once, stepped at the policy's 10 Hz.
 
+    Actions are [D]: for each arm its TCP pose or its joints, as the embodiment is controlled, then whether its gripper is closed (0 | 1).
+
     Args:
-        cameras: of "front", "wrist".
+        embodiment: name of one with a table.
+        cameras: of this table.
         width, height: what a policy sees (px); pictures come `OVERSAMPLING` times larger, to be averaged down like the rig's.
+
+    Raises:
+        ConfigError: no such table or camera, or the embodiment is driven by joint velocities.
     """
 
-    def __init__(self, cameras: Sequence[str] = ("front", "wrist"), width: int = 128, height: int = 96) -> None:
-        there = layout_of("franka").cameras
+    def __init__(self, embodiment: str, cameras: Sequence[str], width: int = 128, height: int = 96) -> None:
+        self._layout = layout_of(embodiment)
+        there = self._layout.cameras
         unknown = [name for name in cameras if name not in there]
         if unknown:
             raise ConfigError(f"camera '{unknown[0]}' is not in the scene; {did_you_mean(unknown[0], there)}")
-        self._cameras = tuple(cameras)
-        franka = load_embodiment("franka")
-        arm, names = franka.robots["arm"], arm_names(franka)
-        self._home = np.array(arm.home_rad)
-        self._speed = np.array(arm.velocity_max_rad_s)
-        self._model = compile_scene(_servo_driven(build_simulator(arm.home_rad).scene, names["arm"]))
+        self._cameras, self._size = tuple(cameras), (width * OVERSAMPLING, height * OVERSAMPLING)
+        robot = load_embodiment(embodiment)
+        if robot.control.mode == "joint_velocity":
+            raise ConfigError(f"{embodiment}: control.mode joint_velocity; the fast simulation drives tcp_pose or joint_position")
+        self._pose = robot.control.mode == "tcp_pose"
+        names = arm_names(robot)
+        self._model = compile_scene(driven_scene(robot))
         self._data = mujoco.MjData(self._model)
         self._scene = SceneState(self._model, names)
-        self._arm, self._arm_dof = self._scene.arm["arm"], self._scene.arm_dof["arm"]
-        self._site = self._model.site("tcp").id
-        self._jacobian = np.zeros((6, self._model.nv))
-        self._size = (width * OVERSAMPLING, height * OVERSAMPLING)
+        self._arms = {
+            arm: FastArm(description, names[arm], self._layout.arms[arm], self._pose, self._model, self._data)
+            for arm, description in robot.robots.items()
+        }
+        self._ik = {} if self._pose else {name: SceneIk(self._model, names[name], arm.low, arm.high) for name, arm in self._arms.items()}
+        self._down = {arm: np.array(down_rotvec(reach.heading_rad)) for arm, reach in self._layout.arms.items()}
         self._renderer: Renderer | None = None
 
-    def instructions(self, stack: bool = False) -> list[str]:
-        """The canonical tasks of one kind."""
-        return [task.text for task in tasks(stack)]
+    def instructions(self, kind: str) -> list[str]:
+        """The canonical tasks of a kind, "place", "stack" or "bimanual"; none where the table has no such task.
+
+        Two arms do not stack: a ViperX does not reach high enough over the middle of its table.
+        """
+        if kind not in KINDS:
+            raise ConfigError(f"tasks of kind '{kind}'; {did_you_mean(kind, KINDS)}")
+        if kind == "bimanual":
+            return [task.text for task in bimanual_tasks()] if self._layout.bimanual else []
+        return [] if kind == "stack" and self._layout.bimanual else [task.text for task in tasks(kind == "stack")]
 
     def reset(self, seed: int, instruction: str, disturb_start: bool = False) -> None:
-        """Places everything by `seed`; with `disturb_start` the arm starts a little off its home."""
+        """Places everything by `seed`; with `disturb_start` each arm starts a little off its home, seldom with its hand half closed.
+
+        Raises:
+            ConfigError: not a canonical instruction, or one that this table has no arms for.
+        """
         self._task = parse_task(instruction)
+        if self._task.kind in ("pass", "lift") and not self._layout.bimanual:
+            raise ConfigError(f"'{instruction}' takes two arms; valid here: {', '.join(map(repr, self.instructions('place')))}")
         rng = np.random.default_rng((seed, 1))
-        start = self._home + (rng.normal(size=7) * 0.08 if disturb_start else 0.0)
-        width = float(rng.choice((0.0, 0.04, 0.08))) if disturb_start and rng.random() < 0.15 else 0.08
+        starts, widths = {}, {}
+        for name, arm in self._arms.items():
+            starts[name], widths[name] = arm.home, arm.open_m
+            if disturb_start:
+                starts[name] = np.clip(arm.home + rng.normal(size=len(arm.home)) * _DISTURBANCE_RAD, arm.low, arm.high)
+                if rng.random() < 0.15:
+                    widths[name] = float(rng.choice((0.0, arm.open_m / 2, arm.open_m)))
         mujoco.mj_resetData(self._model, self._data)
-        self._scene.write(self._data, draw_placement(seed), {"arm": start}, {"arm": width})
+        self._scene.write(self._data, draw_placement(seed, self._layout, self._task), starts, widths)
         mujoco.mj_forward(self._model, self._data)
-        self._finger_m = width / 2
         world = self._scene.world(self._data)
-        self._reference = np.append(world.tcp_position, quat_to_rotvec(world.tcp_quat_xyzw))
+        for arm, hand in zip(self._arms.values(), world.hands, strict=True):
+            arm.rest(hand)
         self._judge = Judge(self._task, world)
 
     def look(self, render: bool = True) -> FastView:
@@ -98,25 +126,53 @@ class FastLoop:
                 self._renderer = Renderer(self._model, *self._size)
             images = {name: self._renderer.render(self._data, name) for name in self._cameras}
         world = self._scene.world(self._data)
-        pose = np.append(world.tcp_position, nearest_rotvec(quat_to_rotvec(world.tcp_quat_xyzw), np.array([np.pi, 0, 0])))
-        objects = np.stack([world.position[name] for name in OBJECTS])
-        return FastView(images, pose, world.gripper_width_m, objects, self._data.qpos[self._arm].copy(), world)
+        joints = {name: self._data.qpos[arm.qpos] for name, arm in self._arms.items()}
+        state = []
+        for (name, position), hand in zip(joints.items(), world.hands, strict=True):
+            turn = nearest_rotvec(quat_to_rotvec(hand.quat_xyzw), self._down[name])
+            state += [hand.position, turn] if self._pose else [position]
+            state.append((hand.width_m,))
+        there = self._there()
+        objects = np.stack([world.position[name] if name in there else np.full(3, np.nan) for name in THINGS])
+        return FastView(images, np.concatenate(state), objects, joints, world)
+
+    def _there(self) -> tuple[str, ...]:
+        """What lies within reach in this episode; the rest waits aside, where no camera sees it."""
+        return OBJECTS if self._task.kind in ("place", "stack") else (self._task.block,)
 
     def expert(self, view: FastView, horizon: int) -> tuple[np.ndarray, int]:
-        """What a perfect expert would command from here: see `expert.plan_chunk`."""
-        return plan_chunk(view.world, self._task, horizon)
+        """What a perfect expert would command from here: [horizon, D] and the stage, see `expert.plan_chunk`."""
+        if self._layout.bimanual:
+            plan, stage = plan_pair(view.world, self._task, horizon, self._layout)
+        else:
+            plan, stage = plan_chunk(view.world, self._task, horizon, next(iter(self._layout.arms.values())))
+        if self._pose:
+            return plan, stage
+        parts = []
+        for number, (name, arm) in enumerate(self._arms.items()):
+            own = plan[:, 7 * number : 7 * number + 7]
+            parts += [self._joints(name, arm, view.joints_rad[name], own[:, :6]), own[:, 6:]]
+        return np.concatenate(parts, axis=1), stage
 
-    def step(self, pose: np.ndarray, closed: float) -> None:
-        """Drives one policy step of 0.1 s: the reference runs evenly to `pose` [6] (m, rad) and the arm tracks it."""
-        pose = np.asarray(pose, dtype=np.float64)
-        start, controls = self._reference, round(DT_S / CONTROL_S)
+    def _joints(self, name: str, arm: FastArm, start_rad: np.ndarray, poses: np.ndarray) -> np.ndarray:
+        """Joints [T, N] for poses [T, 6], each from the one before and no farther from it than the arm gets in a step."""
+        rows, position, stride = np.empty((len(poses), len(arm.home))), start_rad, arm.speed * DT_S
+        for row, pose in enumerate(poses):
+            wanted = self._ik[name].solve(position, pose)
+            rows[row] = position = position + np.clip(wanted - position, -stride, stride)
+        return rows
+
+    def step(self, action: np.ndarray) -> None:
+        """Drives one policy step of 0.1 s: every arm runs evenly to its part of `action` [D]."""
+        action, start = np.asarray(action, dtype=np.float64), 0
+        for arm in self._arms.values():
+            gripper = start + (6 if self._pose else len(arm.home))
+            arm.aim(action[start:gripper], float(action[gripper]))
+            start = gripper + 1
+        controls = round(DT_S / CONTROL_S)
         for control in range(1, controls + 1):
-            share = control / controls
-            before = self._reference
-            turn = interpolate(start[3:], pose[3:], share)
-            self._reference = np.append(start[:3] + (pose[:3] - start[:3]) * share, turn)
-            self._drive(before)
-            self._squeeze(closed > 0.5)
+            for arm in self._arms.values():
+                arm.control(control, controls)
             mujoco.mj_step(self._model, self._data, round(CONTROL_S / TIMESTEP_S))
             mujoco.mj_kinematics(self._model, self._data)
             mujoco.mj_comPos(self._model, self._data)
@@ -126,6 +182,11 @@ class FastLoop:
     def outcome(self) -> Outcome:
         """How the task stands."""
         return self._judge.outcome
+
+    def roles(self) -> np.ndarray:
+        """int [2], indices into `THINGS`: what to move and where to; twice the same for a bar or tray, whose goal is a hand or the air."""
+        moved = THINGS.index(self._task.block)
+        return np.array([moved, THINGS.index(self._task.goal) if self._task.goal in THINGS else moved])
 
     def shift(self, name: str, dx_m: float, dy_m: float) -> None:
         """Moves an object, as somebody at the table might."""
@@ -138,44 +199,3 @@ class FastLoop:
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
-
-    def _drive(self, before: np.ndarray) -> None:
-        """Joint velocities from the TCP's: feed-forward plus the error's share, and a pull of the elbow towards home."""
-        data, reference = self._data, self._reference
-        mujoco.mj_jacSite(self._model, data, self._jacobian[:3], self._jacobian[3:], self._site)
-        jacobian = self._jacobian[:, self._arm_dof]
-        quat = np.empty(4)
-        mujoco.mju_mat2Quat(quat, data.site_xmat[self._site])
-        target = rotvec_to_quat(reference[3:])
-        error = np.append(reference[:3] - data.site_xpos[self._site], quat_to_rotvec(multiply(target, conjugate(quat[[1, 2, 3, 0]]))))
-        ahead = np.append(reference[:3] - before[:3], quat_to_rotvec(multiply(target, conjugate(rotvec_to_quat(before[3:])))))
-        inverse = jacobian.T @ np.linalg.inv(jacobian @ jacobian.T + 1e-4 * np.eye(6))
-        velocity = inverse @ (ahead / CONTROL_S + 6.0 * error)
-        pull = 0.8 * (self._home - data.qpos[self._arm])
-        velocity += pull - inverse @ (jacobian @ pull)
-        data.ctrl[:7] = np.clip(velocity, -self._speed, self._speed)
-
-    def _squeeze(self, closed: bool) -> None:
-        goal = 0.0 if closed else 0.04
-        stride = _FINGER_M_S * CONTROL_S
-        # The goal runs ahead of the fingers no farther than the force limit needs, so that opening starts at once.
-        now = self._scene.gripper_width_m(self._data, "arm") / 2
-        self._finger_m = float(np.clip(self._finger_m, now - 0.03, now + 0.004))
-        self._finger_m += float(np.clip(goal - self._finger_m, -stride, stride))
-        self._data.ctrl[7:9] = self._finger_m
-
-
-def _servo_driven(scene: ET.Element, names: ArmNames) -> ET.Element:
-    """Replaces franky-sim's torque control by MuJoCo's own velocity servos of the same gain, so that many steps are one call."""
-    option = scene.find("option")
-    option.set("timestep", str(TIMESTEP_S))
-    for body in scene.find(f"worldbody/body[@name='{ROBOT}base']").iter("body"):
-        body.set("gravcomp", "1")
-    actuators = scene.find("actuator")
-    for actuator in list(actuators):
-        actuators.remove(actuator)
-    for joint, gain in zip(names.joints, _KV, strict=True):
-        ET.SubElement(actuators, "velocity", joint=joint, kv=str(gain))
-    for joint in names.fingers:
-        ET.SubElement(actuators, "position", joint=joint, kp="1000", kv="50", forcerange="-30 30")
-    return scene

@@ -2,60 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from vla_ros.core.devices import load_device
-from vla_ros.training.config import TrainingConfig
 
 
 @dataclass(frozen=True)
 class View:
-    """One instant: measured TCP `pose` [6], `objects` [5, 3] (m) as in `demonstrations.OBJECTS`.
+    """One instant, in the channels of `policies.layout.layout_for`.
 
-    `images` are uint8 [H, W, 3] by camera, none where nothing was rendered.
+    `state` [S] as measured; `objects` [7, 3] (m, in `base_link`) in the order of `demonstrations.OBJECTS`, NaN for what is not on the
+    table in this episode; `images` uint8 [H, W, 3] by camera, none where nothing was rendered. A simulator may add what its expert needs.
     """
 
     images: dict[str, np.ndarray]
-    pose: np.ndarray
-    gripper_width_m: float
+    state: np.ndarray
     objects: np.ndarray
 
 
 class Outcome(Protocol):
-    """How the task stands."""
+    """How the task stands: done; a wrong object was moved, ever; it can no longer be done."""
 
     success: bool
     wrong_object: bool
+    failed: bool
 
 
 class Simulator(Protocol):
-    """One scene, compiled once, stepped at the policy's rate as fast as it goes."""
+    """One table, compiled once, stepped at the policy's rate as fast as it goes."""
 
-    def instructions(self, stack: bool) -> list[str]:
-        """The canonical tasks of one kind."""
+    def instructions(self, kind: str) -> list[str]:
+        """The canonical tasks of a kind, "place", "stack" or "bimanual"; none where the table has no such task."""
 
     def reset(self, seed: int, instruction: str, disturb_start: bool = False) -> None:
-        """Places everything by `seed`; with `disturb_start` the arm starts a little off its home."""
+        """Places everything by `seed`; with `disturb_start` every arm starts a little off its home."""
 
     def look(self, render: bool = True) -> View:
         """Measures, and renders every camera if asked to."""
 
     def expert(self, view: View, horizon: int) -> tuple[np.ndarray, int]:
-        """What a perfect expert would do from here: targets [horizon, 7] (row k: what to command k steps from now) and the stage."""
+        """What a perfect expert would do from here.
 
-    def step(self, pose: np.ndarray, closed: float) -> None:
-        """Drives one policy step towards the TCP `pose` [6] and the gripper command."""
+        Returns:
+            Absolute targets [horizon, D], row k is what to command k steps from now; the stage, see `demonstrations`.
+        """
+
+    def step(self, action: np.ndarray) -> None:
+        """Drives one policy step of 0.1 s towards `action` [D]."""
 
     def outcome(self) -> Outcome:
         """Judges the task by physics."""
+
+    def roles(self) -> np.ndarray:
+        """int [2], indices into `demonstrations.OBJECTS`: what to move and where to, twice the same where the goal is none of them."""
+
+    def shift(self, name: str, dx_m: float, dy_m: float) -> None:
+        """Moves an object along the table, as somebody might."""
 
     def close(self) -> None:
         """Frees the renderer."""
 
 
-def open_simulator(config: TrainingConfig) -> Simulator:
-    """Imports and opens what `data.simulator` names. Raises ConfigError for a wrong import path."""
-    return load_device({}, config.data.simulator)(config.cameras, config.image["width"], config.image["height"])
+def open_simulator(path: str, embodiment: str, cameras: Sequence[str], width: int, height: int) -> Simulator:
+    """Imports and opens the simulator at an import path.
+
+    Args:
+        path: "package.module:Class", called with the rest.
+        embodiment: name of the robot at the table.
+        cameras: views to render.
+        width, height: what a policy sees (px).
+
+    Raises:
+        ConfigError: a wrong import path, or a table or camera that the simulator does not have.
+    """
+    return load_device({}, path)(embodiment, cameras, width, height)
