@@ -26,7 +26,7 @@ LAYOUTS = {
 FEATURES = {"franka": 10, "aloha": 14, "rover": 0}
 SIZES = {
     "backbone": "convolutional", "vocabulary": VOCABULARY, "text_length": LENGTH, "text_width": 16, "hidden_size": 32, "keypoints": 4,
-    "width": 48, "blocks": 2, "heads": 3, "channels": 16, "theta": 10_000.0,
+    "expert_width": 48, "expert_blocks": 2, "expert_heads": 3, "channels": 16, "theta": 10_000.0,
     "state_width": 20, "euler_steps": 4, "draws": 2, "seed": 0,
 }  # fmt: skip
 
@@ -124,8 +124,8 @@ def test_cached_is_uncached(network):
     noise = torch.where(context.mask, torch.randn(2, HORIZON, network.channels), 0.0)
 
     def whole(rows, tau):
-        encoding = network.context(inputs).encoding
-        found = network.expert(encoding.sequence, encoding.mask, rows, tau)
+        reading = network.context(inputs).reading
+        found = network.expert(reading.sequence, reading.mask, rows, tau)
         return torch.where(context.mask, found, 0.0)
 
     with torch.no_grad():
@@ -219,7 +219,7 @@ def test_later_stages_train_both_and_need_their_pictures(network):
         network.zero_grad()
         loss_of(network, batch_of("aloha")).backward()
         silent = [name for name, parameter in network.backbone.named_parameters() if parameter.grad is None]
-        assert all("network.cameras.3" in name or "read_cameras.3" in name for name in silent), silent  # only `wrist`, which it lacks
+        assert all("network.cameras.3" in name or "read_views.3" in name for name in silent), silent  # only `wrist`, which it lacks
     with pytest.raises(PolicyError, match="0 images; aloha has the cameras front, left_wrist, right_wrist"):
         network.loss(batch_of("aloha", images=None))
     with pytest.raises(ConfigError, match="did you mean 'sft'"):
@@ -286,7 +286,7 @@ def test_a_prefix_is_continued(network):
 
 def test_it_learns_one_batch_by_heart():
     torch.manual_seed(0)
-    network = QwenVla(LAYOUTS, HORIZON, dict(SIZES, width=96, heads=4, draws=8, euler_steps=10))
+    network = QwenVla(LAYOUTS, HORIZON, dict(SIZES, expert_width=96, expert_heads=4, draws=8, euler_steps=10))
     batch = batch_of("aloha", batch=4)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=180, pct_start=0.1)
@@ -307,11 +307,12 @@ def test_it_learns_one_batch_by_heart():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"width": 50}, "multiple of 2 [*] heads"),
+        ({"expert_width": 50}, "multiple of 2 [*] expert_heads"),
         ({"channels": 8}, "aloha has 14"),
-        ({"blocks": 0}, "network.blocks = 0"),
+        ({"expert_blocks": 0}, "network.expert_blocks = 0"),
         ({"draws": True}, "network.draws = True"),
         ({"backbone": "convolutionl"}, "did you mean 'convolutional'"),
+        ({"keypoint": 4}, "no such size; did you mean 'keypoints'"),
     ],
 )
 def test_wrong_sizes_are_refused(sizes, message):
@@ -320,8 +321,8 @@ def test_wrong_sizes_are_refused(sizes, message):
 
 
 def test_missing_sizes_are_named():
-    with pytest.raises(PolicyError, match="lacks width, seed"):
-        QwenVla(LAYOUTS, HORIZON, {key: value for key, value in SIZES.items() if key not in ("width", "seed")})
+    with pytest.raises(PolicyError, match="lacks expert_width, seed"):
+        QwenVla(LAYOUTS, HORIZON, {key: value for key, value in SIZES.items() if key not in ("expert_width", "seed")})
 
 
 def test_wrong_batches_are_refused(network):

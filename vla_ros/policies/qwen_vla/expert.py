@@ -126,7 +126,7 @@ class ActionExpert(nn.Module):
         """
         positions = text_positions(mask) if positions is None else positions
         angles, seen = self.rope.angles(positions), mask[:, None, None]
-        x, condition, states = self.read_context(sequence), self._condition(sequence.new_zeros(1)), []
+        x, condition, states = self._read(sequence), self._condition(sequence.new_zeros(1)), []
         for block in self.blocks[:-1]:
             x, state = block(x, condition, angles, seen)
             states.append(state)
@@ -147,7 +147,7 @@ class ActionExpert(nn.Module):
         steps = rows.new_ones(rows.shape[:2], dtype=torch.bool) if steps is None else steps
         angles = self.rope.angles(following(prefix.positions, prefix.mask, rows.shape[1]))
         seen = torch.cat([prefix.mask, steps], 1)[:, None, None]
-        x, condition = self.read_actions(rows), self._condition(tau)
+        x, condition = self.read_actions(rows.to(self.read_context.weight.dtype)), self._condition(tau)
         for block, past in zip(self.blocks, prefix.states, strict=True):
             x, _ = block(x, condition, angles, seen, past)
         return self._write(x, condition)
@@ -162,10 +162,14 @@ class ActionExpert(nn.Module):
         clean = self._condition(tau.new_zeros(1)).expand(len(tau), count, -1)
         noisy = self._condition(tau)
         condition = torch.cat([clean, noisy.expand(-1, length, -1)], 1)
-        x = torch.cat([self.read_context(sequence), self.read_actions(rows)], 1)
+        x = torch.cat([self._read(sequence), self.read_actions(rows.to(self.read_context.weight.dtype))], 1)
         for block in self.blocks:
             x, _ = block(x, condition, angles, seen)
         return self._write(x[:, count:], noisy)
+
+    def _read(self, sequence: Tensor) -> Tensor:
+        with torch.autocast(sequence.device.type, enabled=False):  # places in a picture, which bfloat16 is too coarse for
+            return self.read_context(sequence.to(self.read_context.weight.dtype))
 
     def _condition(self, tau: Tensor) -> Tensor:
         """tau [B] -> [B, 1, d]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -14,11 +15,11 @@ from vla_ros.policies.layout import Layout
 from vla_ros.policies.network import Batch, Inputs
 from vla_ros.policies.qwen_vla.expert import ActionExpert, Prefix
 from vla_ros.policies.qwen_vla.prompt import embodiment_prompt
-from vla_ros.policies.qwen_vla.reader import Encoding, SmallReader
+from vla_ros.policies.qwen_vla.reader import Reading, make_reader
 from vla_ros.policies.qwen_vla.stages import STAGES
+from vla_ros.policies.text import PAD_ID
 
-EXPERT_SIZES = ("width", "blocks", "heads", "channels", "theta")
-BACKBONES = {"convolutional": SmallReader}
+EXPERT_SIZES = ("expert_width", "expert_blocks", "expert_heads", "channels", "theta")
 OTHER_SIZES = ("backbone", "state_width", "euler_steps", "draws", "seed")
 
 
@@ -28,33 +29,40 @@ class Context(NamedTuple):
     `mask` bool [K] is True in the robot's own channels.
     """
 
-    encoding: Encoding
+    reading: Reading
     prefix: Prefix
     mask: Tensor
+
+
+@dataclass(frozen=True)
+class AnsweredBatch(Batch):
+    """A batch with text that the language model learns to say: `answer` int64 [B, n], 0 after its end. Read in SFT."""
+
+    answer: Tensor | None = None
 
 
 class QwenVla(nn.Module):
     """One set of weights for all robots of `layouts`: the prompt says which one it is, its channels are the leading ones of K.
 
     Sizes:
-        width, blocks, heads, channels, theta: of the action expert, see `ActionExpert`.
+        expert_width, expert_blocks, expert_heads, channels, theta: see `ActionExpert`.
         state_width: features of proprioception that are read, 0 (the paper's choice): none.
         euler_steps: from noise to chunk.
         draws: pairs of tau and noise for each observation of a training batch; they share what is costly, the encoding.
         seed: of the noise in `predict`.
-        backbone: its name; all other sizes are the backbone's.
+        backbone: a name of `reader.READERS`; all other sizes are that one's.
     """
 
     def __init__(self, layouts: Mapping[str, Layout], horizon: int, sizes: Mapping[str, object]) -> None:
         super().__init__()
         sizes = _checked(layouts, sizes)
         own = {key: sizes.pop(key) for key in OTHER_SIZES}
-        expert = {key: sizes.pop(key) for key in EXPERT_SIZES}
+        expert = {key.removeprefix("expert_"): sizes.pop(key) for key in EXPERT_SIZES}
         self.layouts, self.horizon, self.channels = dict(layouts), horizon, expert["channels"]
         self.state_width, self.euler_steps, self.draws = own["state_width"], own["euler_steps"], own["draws"]
-        cameras = [camera for layout in layouts.values() for camera in layout.cameras]
-        self.backbone = BACKBONES[own["backbone"]](cameras, self.state_width, sizes)
-        self.expert = ActionExpert(self.backbone.width, **expert)
+        cameras = tuple(sorted({camera for layout in layouts.values() for camera in layout.cameras}))
+        self.backbone = make_reader(own["backbone"], cameras, self.state_width, sizes)
+        self.expert = ActionExpert(self.backbone.hidden_size, **expert)
         self.visual_size, self.hidden_size = self.backbone.visual_size, self.backbone.hidden_size
         self.noise = NoiseSource(own["seed"])
         self.stage = STAGES["cpt"]
@@ -71,10 +79,11 @@ class QwenVla(nn.Module):
     def context(self, inputs: Inputs) -> Context:
         """Reads an observation. Raises PolicyError: an unknown embodiment, or images that the layout or the stage does not have."""
         layout = self._layout(inputs.embodiment)
-        images = self._images(inputs, layout)
-        encoding = self.backbone.encode(images, layout.cameras, self._state(inputs.state), inputs.tokens)
+        images, cameras = self._images(inputs, layout)
+        answer = getattr(inputs, "answer", None) if self.stage.text_weight else None
+        reading = self.backbone.read(images, self._state(inputs.state), inputs.tokens, cameras, answer)
         mask = torch.arange(self.channels, device=inputs.tokens.device) < len(layout.channels)
-        return Context(encoding, self.expert.prefill(encoding.sequence, encoding.mask), mask)
+        return Context(reading, self.expert.prefill(reading.sequence, reading.mask, reading.positions), mask)
 
     def velocity(self, context: Context, steps: Tensor | None = None) -> Velocity:
         """Returns the flow at one observation; channels beyond the robot's own are neither read nor moved.
@@ -104,8 +113,12 @@ class QwenVla(nn.Module):
         flow = self.velocity(context._replace(prefix=context.prefix.repeat(self.draws)), valid)
         tau = TAU_SAMPLERS[self.stage.tau](len(actions)).to(actions)
         mask = valid[..., None] & context.mask
-        loss = flow_loss(flow, actions, tau, torch.randn_like(actions), mask)
-        return loss, {"flow": loss}, context.encoding.visual, context.encoding.hidden
+        parts = {"flow": flow_loss(flow, actions, tau, torch.randn_like(actions), mask)}
+        loss = parts["flow"]
+        if context.reading.logits is not None:
+            parts["text"] = text_loss(context.reading.logits, batch.answer)
+            loss = loss + self.stage.text_weight * parts["text"]
+        return loss, parts, context.reading.visual, context.reading.hidden
 
     def predict(self, inputs: Inputs) -> Tensor:
         """Returns normalised actions [B, horizon, D]; with `inputs.prefix` they continue it (real-time chunking)."""
@@ -121,20 +134,20 @@ class QwenVla(nn.Module):
             raise PolicyError(f"embodiment '{embodiment}'; {did_you_mean(embodiment, self.layouts)}")
         return self.layouts[embodiment]
 
-    def _images(self, inputs: Inputs, layout: Layout) -> Tensor | None:
+    def _images(self, inputs: Inputs, layout: Layout) -> tuple[Tensor, tuple[str, ...]]:
         count = 0 if inputs.images is None else inputs.images.shape[1]
         if not self.stage.images:
             if count:
                 raise PolicyError(f"{count} images of {layout.embodiment}: this stage learns from text alone (T2A); leave them out")
-            return None
+            return inputs.state.new_zeros(len(inputs.tokens), 0, 3, 1, 1), ()
         if count != len(layout.cameras):
             raise PolicyError(f"{count} images; {layout.embodiment} has the cameras {', '.join(layout.cameras)}")
-        return inputs.images
+        return inputs.images, layout.cameras
 
-    def _state(self, state: Tensor) -> Tensor:
+    def _state(self, state: Tensor) -> Tensor | None:
         """[B, F] -> [B, state_width]."""
         if not self.state_width:
-            return state[:, :0]
+            return None
         if state.shape[1] > self.state_width:
             raise PolicyError(f"{state.shape[1]} features of proprioception, network.state_width = {self.state_width}: raise it")
         return nn.functional.pad(state, (0, self.state_width - state.shape[1]))
@@ -152,18 +165,23 @@ class QwenVla(nn.Module):
         return nn.functional.pad(batch.actions, (0, self.channels - wanted)), valid
 
 
+def text_loss(logits: Tensor, answer: Tensor) -> Tensor:
+    """Cross-entropy of the next word: logits [B, n + 1, V] begin before the first of `answer` int64 [B, n]; padding does not count."""
+    return nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), answer, ignore_index=PAD_ID)
+
+
 def _checked(layouts: Mapping[str, Layout], sizes: Mapping[str, object]) -> dict[str, object]:
     """Returns a copy. Raises PolicyError: a size is missing, or too small for a layout."""
     missing = [key for key in (*EXPERT_SIZES, *OTHER_SIZES) if key not in sizes]
     if missing:
         raise PolicyError(f"network lacks {', '.join(missing)}")
-    for key in ("width", "blocks", "heads", "channels", "euler_steps", "draws"):
+    for key in ("expert_width", "expert_blocks", "expert_heads", "channels", "euler_steps", "draws"):
         if type(sizes[key]) is not int or sizes[key] < 1:
             raise PolicyError(f"network.{key} = {sizes[key]!r}, expected a whole number >= 1")
-    if sizes["backbone"] not in BACKBONES:
-        raise PolicyError(f"network.backbone = {sizes['backbone']!r}; {did_you_mean(sizes['backbone'], BACKBONES)}")
-    if sizes["width"] % (2 * sizes["heads"]):
-        raise PolicyError(f"network.width = {sizes['width']}: must be a multiple of 2 * heads = {2 * sizes['heads']}")
+    if sizes["expert_width"] % (2 * sizes["expert_heads"]):
+        raise PolicyError(
+            f"network.expert_width = {sizes['expert_width']}: must be a multiple of 2 * expert_heads = {2 * sizes['expert_heads']}"
+        )
     for name, layout in layouts.items():
         if len(layout.channels) > sizes["channels"]:
             raise PolicyError(f"network.channels = {sizes['channels']}: {name} has {len(layout.channels)}; raise it")

@@ -1,65 +1,92 @@
-"""The small reader: convolutional camera encoders, words and proprioception as a short sequence that the action expert attends to."""
+"""What the action expert attends to. `READERS` is the table; each makes a sequence of states of what an observation shows and says."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vla_ros.policies.backbones import ConvolutionalBackbone
+from vla_ros.core.devices import load_device
+from vla_ros.core.errors import PolicyError, did_you_mean
+from vla_ros.policies.vlms.backbone import REQUIRED
+from vla_ros.policies.vlms.convolutional import ConvolutionalBackbone
+
+READERS = {
+    "convolutional": "vla_ros.policies.qwen_vla.reader:SmallReader",
+    "qwen3_5": "vla_ros.policies.qwen_vla.tagged_qwen:TaggedQwen35",
+}
 
 
-class Encoding(NamedTuple):
-    """`hidden` [B, H] and `visual` [B, V] for the auxiliary losses, `sequence` [B, N, W] with `mask` bool [B, N] for the action expert."""
+class Reading(NamedTuple):
+    """One observation, read.
+
+    Args:
+        hidden: [B, H], for the auxiliary losses.
+        visual: [B, V], the same; every camera's features in its own columns.
+        sequence: [B, N, H].
+        mask: bool [B, N], False at padding.
+        positions: int64 [B, 3, N] in time, height and width; None: one after the other.
+        logits: [B, n + 1, vocabulary] of each word of an answer and of its end, None where there is no answer.
+    """
 
     hidden: Tensor
     visual: Tensor
     sequence: Tensor
     mask: Tensor
+    positions: Tensor | None = None
+    logits: Tensor | None = None
+
+
+def make_reader(name: str, cameras: tuple[str, ...], state_width: int, sizes: Mapping[str, object]) -> nn.Module:
+    """Builds a reader. Raises PolicyError: unknown name, unknown or missing sizes."""
+    if name not in READERS:
+        raise PolicyError(f"network.backbone = {name!r}; {did_you_mean(name, READERS)}")
+    reader = load_device(READERS, name)
+    for key in sizes:
+        if key not in reader.SIZES:
+            raise PolicyError(f"network.{key}: backbone {name} has no such size; {did_you_mean(key, reader.SIZES)}")
+    merged = {**reader.SIZES, **sizes}
+    if missing := [key for key, value in merged.items() if value is REQUIRED]:
+        raise PolicyError(f"network lacks {', '.join(missing)} for backbone {name}")
+    return reader(cameras, state_width, merged)
 
 
 class SmallReader(nn.Module):
-    """One encoder a camera name, so that robots share the weights of the cameras that they share; what a robot lacks reads as zero.
+    """The convolutional backbone: its state, which has seen everything, and then one token a camera with what that one shows."""
 
-    Args:
-        cameras: all names, of all robots.
-        state_width: features of the widest robot, others are padded with zeros.
-        sizes: of `ConvolutionalBackbone`.
-    """
+    SIZES = ConvolutionalBackbone.SIZES
+    generates = False
 
-    def __init__(self, cameras: Iterable[str], state_width: int, sizes: dict[str, object]) -> None:
+    def __init__(self, cameras: tuple[str, ...], state_width: int, sizes: Mapping[str, object]) -> None:
         super().__init__()
-        self.names = tuple(sorted(set(cameras)))
-        self.network = ConvolutionalBackbone(cameras=len(self.names), state_width=state_width, **sizes)
-        self.width, self.hidden_size, self.visual_size = self.network.hidden_size, self.network.hidden_size, self.network.visual_size
-        encoders = self.network.cameras
-        self.read_cameras = nn.ModuleList([nn.Linear(encoder.width, self.width) for encoder in encoders])
-        self.read_text = nn.Linear(self.network.read_text.in_features, self.width)
+        self.network = ConvolutionalBackbone(cameras, max(state_width, 1), sizes)
+        self.cameras = cameras
+        self.hidden_size, self.visual_size = self.network.hidden_size, self.network.visual_size
+        self.read_views = nn.ModuleList(nn.Linear(self.visual_size // len(cameras), self.hidden_size) for _ in cameras)
 
-    def encode(self, images: Tensor | None, cameras: tuple[str, ...], state: Tensor, tokens: Tensor) -> Encoding:
-        """Returns the encoding.
+    def read(self, images: Tensor, state: Tensor | None, tokens: Tensor, cameras: tuple[str, ...], answer: Tensor | None = None) -> Reading:
+        """Returns what was read.
 
         Args:
-            images: [B, C, 3, H, W] in the order of `cameras`, None: none at all.
-            cameras: names.
-            state: [B, state_width].
-            tokens: int64 [B, L].
-        """
-        text = self.network.text(tokens)
-        seen = {} if images is None else {name: self._encoder(name)(images[:, i], text).float() for i, name in enumerate(cameras)}
-        # A keypoint must stay exact to a tenth of a pixel, which bfloat16 cannot hold.
-        with torch.autocast(state.device.type, enabled=False):
-            text = text.float()
-            visual = [
-                seen.get(name, text.new_zeros(len(text), encoder.width))
-                for name, encoder in zip(self.names, self.network.cameras, strict=True)
-            ]
-            hidden, visual = self.network._read(torch.cat(visual, -1), state, text)
-            views = [self.read_cameras[self.names.index(name)](features) for name, features in seen.items()]
-            sequence = torch.stack([hidden, self.read_text(text), *views], 1)
-        return Encoding(hidden, visual, sequence, sequence.new_ones(sequence.shape[:2], dtype=torch.bool))
+            images: float [B, C, 3, H, W] in [-1, 1]; C may be 0.
+            state: float [B, state_width], None: it is not read.
+            tokens: int64 [B, L], 0 where there is no word.
+            cameras: names of the C views.
+            answer: int64 [B, n], text that follows.
 
-    def _encoder(self, name: str) -> nn.Module:
-        return self.network.cameras[self.names.index(name)]
+        Raises:
+            PolicyError: for an answer, as there is no language model.
+        """
+        if answer is not None:
+            raise PolicyError("the convolutional backbone has no language model: leave the answers out of the batch")
+        encoding = self.network.encode(images, state, tokens, cameras)
+        # A keypoint must stay exact to a tenth of a pixel, which bfloat16 cannot hold.
+        with torch.autocast(tokens.device.type, enabled=False):
+            features = encoding.visual.float().unflatten(-1, (len(self.cameras), -1))
+            indices = [self.cameras.index(name) for name in cameras]
+            views = [self.read_views[i](features[:, i])[:, None] for i in indices]
+            sequence = torch.cat([encoding.sequence, *views], 1)
+        mask = torch.cat([encoding.mask, encoding.mask.new_ones(len(tokens), len(views))], 1)
+        return Reading(encoding.hidden, encoding.visual, sequence, mask)
