@@ -40,12 +40,15 @@ class Reading(NamedTuple):
 
 
 def make_reader(name: str, cameras: tuple[str, ...], state_width: int, sizes: Mapping[str, object]) -> nn.Module:
-    """Builds a reader. Raises PolicyError: unknown name, unknown or missing sizes."""
+    """Builds a reader. Raises PolicyError: unknown name, unknown or missing sizes.
+
+    `text_length`, to which the policy pads the prompt, may be among the sizes of every reader.
+    """
     if name not in READERS:
         raise PolicyError(f"network.backbone = {name!r}; {did_you_mean(name, READERS)}")
     reader = load_device(READERS, name)
     for key in sizes:
-        if key not in reader.SIZES:
+        if key not in reader.SIZES and key != "text_length":
             raise PolicyError(f"network.{key}: backbone {name} has no such size; {did_you_mean(key, reader.SIZES)}")
     merged = {**reader.SIZES, **sizes}
     if missing := [key for key, value in merged.items() if value is REQUIRED]:
