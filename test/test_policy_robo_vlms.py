@@ -172,7 +172,7 @@ def test_one_set_of_weights_serves_two_embodiments():
     assert front.stem.weight.grad.abs().sum() > 0 and side.stem.weight.grad.abs().sum() > 0
     columns = both.head.layers[-1].weight.grad.unflatten(0, (HORIZON, 10))
     assert columns[:, :7].abs().sum() == 0 and columns[:, 7:].abs().sum() > 0
-    with pytest.raises(PolicyError, match="made for others.*arm, joints"):
+    with pytest.raises(PolicyError, match=r"made for others.*arm, joints"):
         both.predict(Inputs("nobody", samples.images, samples.state, samples.tokens))
 
 

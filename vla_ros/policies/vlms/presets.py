@@ -44,7 +44,17 @@ MODELS: dict[str, tuple[str, dict[str, dict[str, object]]]] = {
         },
     }),
     "paligemma": ("paligemma", {
-        "paper": {},
+        "paper": {  # google/paligemma-3b-pt-224; the defaults of transformers are a little smaller
+            "text_config": {
+                "model_type": "gemma", "hidden_size": 2048, "intermediate_size": 16384, "num_hidden_layers": 18, "num_attention_heads": 8,
+                "num_key_value_heads": 1, "vocab_size": 257216,
+            },
+            "vision_config": {
+                "model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
+                "num_attention_heads": 16, "patch_size": 14, "image_size": 224, "vision_use_head": False,
+            },
+            "image_token_index": 257152,
+        },
         "tiny": {
             "text_config": {"model_type": "gemma", **_TEXT, "num_key_value_heads": 1},
             "vision_config": {"model_type": "siglip_vision_model", **_VISION, "vision_use_head": False},

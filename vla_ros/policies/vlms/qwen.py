@@ -51,6 +51,25 @@ class Qwen35(DecoderOnly):
             start = start + max(part.grid)
         return torch.cat([super()._positions(parts)[None], torch.cat(stretches, dim=2)])
 
+    def _language(self, embeds: Tensor, mask: Tensor, steps: Tensor | None, positions: Tensor, **options: object) -> object:
+        """Padding goes to the front meanwhile: between tokens it would let the linear layers' recurrence forget."""
+        order = mask.long().argsort(dim=1, stable=True)
+        mask = mask.gather(1, order)
+        if steps is None:  # one token goes on from a cache that is in this order
+            return super()._language(embeds, mask, steps, positions, **options)
+        positions = positions.gather(2, order.expand(len(positions), -1, -1))
+        output = super()._language(_picked(embeds, order), mask, steps, positions, **options)
+        back = order.argsort(dim=1)
+        output.last_hidden_state = _picked(output.last_hidden_state, back)
+        if output.hidden_states is not None:
+            output.hidden_states = tuple(_picked(states, back) for states in output.hidden_states)
+        return output
+
+
+def _picked(values: Tensor, order: Tensor) -> Tensor:
+    """[B, N, W] in the order [B, N]."""
+    return values.gather(1, order[..., None].expand_as(values))
+
 
 def patchify(pixels: Tensor, patch: int, merge: int, frames: int) -> Tensor:
     """Cuts [N, 3, S, S] into rows [N * (S / patch)^2, 3 * frames * patch^2], the patches that will be merged side by side.
