@@ -6,11 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from vla_ros.core.embodiment import load_embodiment
 from vla_ros.core.errors import ConfigError, DataError
 from vla_ros.core.types import ActionChunk, Inference
+from vla_ros.policies.layout import layout_for
 from vla_ros.training import closed_loop
-from vla_ros.training.closed_loop import check_closed_loop
-from vla_ros.training.collect import collect, roles
+from vla_ros.training.closed_loop import check_closed_loop, in_turn
+from vla_ros.training.collect import collect
 from vla_ros.training.config import load_training
 from vla_ros.training.demonstrations import PLACED, episode_seeds, load_episode
 
@@ -20,11 +22,15 @@ GOAL = np.array([0.5, 0.1, 0.1])
 class Table:
     """A hand that follows at once; the task is done when it is near GOAL, and wrong when it goes below the table."""
 
-    def __init__(self, cameras, width, height):
+    def __init__(self, embodiment, cameras, width, height):
+        assert embodiment == "franka"
         self.cameras, self.size = cameras, (height, width)
 
-    def instructions(self, stack=False):
-        return ["stack the red block on the blue block"] if stack else ["pick up the red block and put it on the plate"]
+    def instructions(self, kind):
+        return {"place": ["pick up the red block and put it on the plate"]}.get(kind, [])
+
+    def roles(self):
+        return np.array([0, 3])
 
     def reset(self, seed, instruction, disturb_start=False):
         self.pose = np.array([0.4, 0.0, 0.3, np.pi, 0.0, 0.0])
@@ -32,16 +38,16 @@ class Table:
 
     def look(self, render=True):
         images = {name: np.full((*self.size, 3), self.time, np.uint8) for name in self.cameras} if render else {}
-        return SimpleNamespace(images=images, pose=self.pose.copy(), gripper_width_m=0.08, objects=np.tile(GOAL, (5, 1)))
+        return SimpleNamespace(images=images, state=np.append(self.pose, 0.08), objects=np.tile(GOAL, (7, 1)))
 
     def expert(self, view, horizon):
         ahead = np.minimum(1, 0.2 * np.arange(1, horizon + 1))[:, None]
-        targets = np.tile(np.append(view.pose, 0.0), (horizon, 1))
-        targets[:, :3] += ahead * (GOAL - view.pose[:3])
+        targets = np.tile(np.append(view.state[:6], 0.0), (horizon, 1))
+        targets[:, :3] += ahead * (GOAL - view.state[:3])
         return targets, PLACED if self.outcome().success else 0
 
-    def step(self, pose, closed):
-        self.pose = np.asarray(pose, dtype=float)
+    def step(self, action):
+        self.pose = np.asarray(action[:6], dtype=float)
         self.time += 1
 
     def outcome(self):
@@ -53,6 +59,8 @@ class Table:
 
 class Follower:
     """A policy that says when its picture was taken: row k lifts the hand to (picture + k) mm."""
+
+    spec = SimpleNamespace(state=layout_for(load_embodiment("franka"), ("front",)).state)
 
     def __init__(self):
         self.pictures, self.sentences = [], []
@@ -72,8 +80,12 @@ class Follower:
 @pytest.fixture
 def config():
     base = load_training("robovlms_franka", episodes=3)
-    data = dataclasses.replace(base.data, simulator="test_training_closed_loop:Table", processes=1, stack_share=0.0)
-    return dataclasses.replace(base, data=data, image={"width": 64, "height": 48})
+    source = dataclasses.replace(base.sources[0], simulator="test_training_closed_loop:Table")
+    return dataclasses.replace(base, sources=(source,), image={"width": 64, "height": 48})
+
+
+def changed(config, **values):
+    return dataclasses.replace(config.sources[0], **values)
 
 
 @pytest.fixture
@@ -84,7 +96,7 @@ def follower(monkeypatch):
 
 
 def test_collect_stops_after_success_and_only_makes_what_is_missing(config, tmp_path):
-    collect(config, tmp_path)
+    collect(config, config.sources[0], tmp_path)
     seeds = episode_seeds(tmp_path)
     assert seeds == [100_000, 100_001, 100_002]
     episode = load_episode(tmp_path, seeds[0])
@@ -92,7 +104,7 @@ def test_collect_stops_after_success_and_only_makes_what_is_missing(config, tmp_
     # the label is clean although what was executed was not
     assert np.allclose(episode.targets[:, -1, :3], GOAL)
     before = (tmp_path / "100000.steps.npz").stat().st_mtime_ns
-    collect(dataclasses.replace(config, data=dataclasses.replace(config.data, episodes=4)), tmp_path)
+    collect(config, changed(config, episodes=4), tmp_path)
     assert len(episode_seeds(tmp_path)) == 4 and (tmp_path / "100000.steps.npz").stat().st_mtime_ns == before
 
 
@@ -102,25 +114,28 @@ def test_a_full_disk_while_collecting_says_so(config, tmp_path, monkeypatch):
 
     monkeypatch.setattr("vla_ros.training.collect.save_episode", full)
     with pytest.raises(DataError, match=r"No space left.*finished episodes are kept"):
-        collect(config, tmp_path)
+        collect(config, config.sources[0], tmp_path)
 
 
 def test_an_unknown_simulator_is_a_config_error(config, tmp_path):
-    broken = dataclasses.replace(config, data=dataclasses.replace(config.data, simulator="vla_ros.nowhere:Loop"))
     with pytest.raises(ConfigError, match="nowhere"):
-        collect(broken, tmp_path)
+        collect(config, changed(config, simulator="vla_ros.nowhere:Loop"), tmp_path)
 
 
-def test_roles_name_the_block_and_the_goal():
-    assert list(roles("pick up the green block and put it in the bowl")) == [1, 4]
-    assert list(roles("stack the red block on the blue block")) == [0, 2]
+def test_a_kind_of_task_that_the_table_lacks_is_named(config, tmp_path):
+    with pytest.raises(ConfigError, match=r"kinds\.bimanual: the table of franka has no such task"):
+        collect(config, changed(config, kinds={"place": 1.0, "bimanual": 1.0}), tmp_path)
+
+
+def test_kinds_take_turns():
+    assert in_turn([["a", "b"], ["x", "y", "z"]]) == ["a", "x", "b", "y", "a", "z"]
 
 
 @pytest.mark.parametrize(("rows", "delay"), [(1, 0), (4, 0), (4, 1), (8, 2)])
 def test_each_step_executes_the_row_of_its_own_instant(config, follower, monkeypatch, rows, delay):
     heights = []
-    monkeypatch.setattr(Table, "step", lambda self, pose, closed: (heights.append(pose[2]), setattr(self, "time", self.time + 1)))
-    result = check_closed_loop(config, "any", [0], execute_steps=rows, delay_steps=delay)
+    monkeypatch.setattr(Table, "step", lambda self, action: (heights.append(action[2]), setattr(self, "time", self.time + 1)))
+    result = check_closed_loop(config, config.sources[0], "any", [0], execute_steps=rows, delay_steps=delay)
     assert np.allclose(heights, 0.1 + np.arange(len(heights)) / 1000)
     assert follower.pictures[:3] == [0, max(0, rows - delay), max(0, 2 * rows - delay)]
     assert result.success_rate == 0 and result.episodes == 1
@@ -131,6 +146,6 @@ def test_success_wrong_object_and_phrasing_are_reported(config, follower, monkey
     monkeypatch.setattr(
         Table, "outcome", lambda self: SimpleNamespace(**dict(zip(("success", "wrong_object"), next(outcomes), strict=True)))
     )
-    result = check_closed_loop(config, "any", [0, 1], phrasing=2)
+    result = check_closed_loop(config, config.sources[0], "any", [0, 1], phrasing=2)
     assert (result.success_rate, result.wrong_object_rate, result.mean_steps) == (1.0, 0.5, 1.0)
     assert set(follower.sentences) == {"on the plate goes the red block"}

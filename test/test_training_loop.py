@@ -8,17 +8,20 @@ import numpy as np
 import pytest
 import torch
 
+from vla_ros.core.embodiment import load_embodiment
 from vla_ros.core.errors import ConfigError, DataError
+from vla_ros.policies.layout import layout_for
 from vla_ros.training import train as train_module
 from vla_ros.training.closed_loop import Result
 from vla_ros.training.config import load_training
-from vla_ros.training.dataset import Batches, Demonstrations
+from vla_ros.training.dataset import Batches, Demonstrations, Reader
 from vla_ros.training.demonstrations import BEFORE_GRASP, HELD, Episode, episode_seeds, load_episode, save_episode
 from vla_ros.training.disturbance import Disturbance
 from vla_ros.training.train import train
 
 INSTRUCTION = "pick up the red block and put it on the plate"
 RESULT = Result(1, 0.5, 0.0, 30.0, 8, 0)
+LAYOUT = layout_for(load_embodiment("franka"), ("front", "wrist"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,7 +33,8 @@ def make_episode(seed, steps=12):
     """A bright square is the block; the hand should go to it."""
     rng = np.random.default_rng(seed)
     frames = np.zeros((steps, 2, 48, 64, 3), np.uint8)
-    objects = rng.uniform(-0.1, 0.1, (5, 3)) + np.array([0.5, 0, 0.02])
+    objects = rng.uniform(-0.1, 0.1, (7, 3)) + np.array([0.5, 0, 0.02])
+    objects[5:] = np.nan
     column, row = int(32 + 200 * (objects[0, 1])), int(24 + 150 * (objects[0, 0] - 0.5))
     frames[:, :, row : row + 6, column : column + 6, 0] = 255
     pose = np.tile([0.5, 0.0, 0.3, np.pi, 0.0, 0.0], (steps, 1)) + rng.normal(size=(steps, 6)) * 0.01
@@ -40,16 +44,24 @@ def make_episode(seed, steps=12):
     targets[:, 8:, 6] = 1
     stage = np.array([BEFORE_GRASP] * (steps - 4) + [HELD] * 4, np.uint8)
     return Episode(
-        frames, pose, np.full(steps, 0.08), targets, np.tile(objects, (steps, 1, 1)), stage, np.array([0, 3]), INSTRUCTION, seed, True
+        frames,
+        np.column_stack([pose, np.full(steps, 0.08)]),
+        targets,
+        np.tile(objects, (steps, 1, 1)),
+        stage,
+        np.array([0, 3]),
+        INSTRUCTION,
+        seed,
+        True,
     )
 
 
 @pytest.fixture
 def folder(tmp_path):
     path = tmp_path / "data"
-    path.mkdir()
+    (path / "franka").mkdir(parents=True)
     for seed in range(30):
-        save_episode(path, make_episode(100_000 + seed))
+        save_episode(path / "franka", make_episode(100_000 + seed))
     return path
 
 
@@ -66,7 +78,7 @@ def no_simulator(monkeypatch):
     """The closed loop answers at once: these tests are about the loop around it."""
     checked = []
 
-    def check(config, checkpoint, seeds, **_):
+    def check(config, source, checkpoint, seeds, **_):
         checked.append(checkpoint.name)
         return RESULT
 
@@ -79,7 +91,7 @@ def test_an_episode_survives_the_disk(tmp_path):
     save_episode(tmp_path, episode)
     again = load_episode(tmp_path, 7)
     for field in dataclasses.fields(Episode):
-        assert np.array_equal(getattr(again, field.name), getattr(episode, field.name)), field.name
+        assert np.array_equal(getattr(again, field.name), getattr(episode, field.name), equal_nan=field.name == "objects"), field.name
     assert episode_seeds(tmp_path) == [7] and len(list(tmp_path.iterdir())) == 2
 
 
@@ -92,25 +104,32 @@ def test_a_broken_episode_is_named(tmp_path):
 
 
 def test_batches_are_normalised_and_draw_by_stage(folder, config):
-    data = Demonstrations(folder, (0.0, 1.0, 0.0))
+    data = Demonstrations(folder / "franka", LAYOUT, (0.0, 1.0, 0.0))
     drawn = data.draw(np.random.default_rng(0), 500)
     assert (data.step[drawn] >= 8).all()
     tokenizer = train_module.build_tokenizer(train_module.all_training_sentences(data.instructions()))
-    batch = Batches(data, tokenizer, 24, config.augmentation, 0).next(8)
-    assert batch.images.shape == (8, 2, 3, 48, 64) and batch.pose.shape == (8, 16, 6) and batch.closed.shape == (8, 16)
-    assert batch.pose.abs().max() <= 1 and batch.images.abs().max() < 1.3
-    assert torch.equal(batch.objects.isfinite(), torch.ones(8, 5, 3, dtype=torch.bool))
+    batch = Batches([data], Reader(tokenizer, 24, lambda layout, sentence: sentence), config.augmentation, 0).next(8)
+    assert batch.images.shape == (8, 2, 3, 48, 64) and batch.actions.shape == (8, 16, 7) and batch.embodiment == "franka"
+    assert batch.actions.abs().max() <= 1 and batch.images.abs().max() < 1.3
+    assert set(batch.actions[..., 6].unique().tolist()) <= {-1.0, 1.0}
+    assert batch.objects[:, :5].isfinite().all() and batch.objects[:, 5:].isnan().all()
+
+
+def test_demonstrations_of_another_robot_are_named(folder):
+    aloha = layout_for(load_embodiment("aloha"), ("front", "left_wrist", "right_wrist"))
+    with pytest.raises(DataError, match="2 cameras, 7 channels; aloha has 3 and 14"):
+        Demonstrations(folder / "franka", aloha, (1.0, 1.0, 1.0))
 
 
 def test_training_learns_and_leaves_a_checkpoint_that_says_how(folder, config, tmp_path, no_simulator):
-    assert train(config, folder, tmp_path / "out") == RESULT
+    assert train(config, folder, tmp_path / "out") == {"franka": RESULT}
     with (tmp_path / "out" / "log.csv").open() as stream:
-        rows = [row for row in csv.DictReader(stream) if row["chunk"]]
-    first, last = ({name: float(row[name]) for name in ("chunk", "gripper", "loss")} for row in (rows[0], rows[-1]))
-    assert last["gripper"] < 0.5 * first["gripper"] and last["chunk"] < 0.95 * first["chunk"] and last["loss"] < first["loss"]
+        rows = [row for row in csv.DictReader(stream) if row["motion"]]
+    first, last = ({name: float(row[name]) for name in ("motion", "gripper", "loss")} for row in (rows[0], rows[-1]))
+    assert last["gripper"] < 0.5 * first["gripper"] and last["motion"] < 0.95 * first["motion"] and last["loss"] < first["loss"]
     values = json.loads((tmp_path / "out" / "best" / "config.json").read_text())
-    assert values["training"]["steps"] == 120 and values["training"]["episodes"] == 30
-    assert values["training"]["fast_loop"]["after training"]["success_rate"] == 0.5
+    assert values["training"]["steps"] == 120 and values["training"]["episodes"] == {"franka": 30}
+    assert values["training"]["fast_loop"]["franka, after training"]["success_rate"] == 0.5
     assert (tmp_path / "out" / "curves.png").stat().st_size > 1000
     assert no_simulator[-1] == "best"
 
@@ -147,11 +166,11 @@ def test_a_diverged_loss_ends_with_the_parts_and_keeps_the_checkpoint(folder, co
 
     def poisoned(self, batch):
         if self.step == 30:
-            batch = dataclasses.replace(batch, pose=batch.pose * float("nan"))
+            batch = dataclasses.replace(batch, actions=batch.actions * float("nan"))
         return advance(self, batch)
 
     monkeypatch.setattr(train_module.Trainer, "advance", poisoned)
-    with pytest.raises(DataError, match=r"step 30: the loss is nan .*chunk nan"):
+    with pytest.raises(DataError, match=r"step 30: the loss is nan .*motion nan"):
         train(config, folder, out)
     assert (out / "latest" / "model.safetensors").is_file()
 
@@ -165,18 +184,35 @@ def test_a_full_disk_names_the_last_good_checkpoint(folder, config, tmp_path, no
         train(config, folder, tmp_path / "out")
 
 
+def test_no_memory_says_what_to_lower(folder, config, tmp_path, no_simulator, monkeypatch):
+    def greedy(self, batch):
+        raise MemoryError("cannot allocate 9 GB")
+
+    monkeypatch.setattr(train_module.Trainer, "advance", greedy)
+    with pytest.raises(DataError, match=r"out of memory .*9 GB.*lower optimisation\.batch \(now 8\)"):
+        train(config, folder, tmp_path / "out")
+
+
 def test_disturbed_commands_stay_near_and_the_gripper_drops_sometimes(config):
-    noise = config.data.noise
+    noise = config.noise
     targets = make_episode(0).targets[0]
-    poses, released = [], 0
+    targets[:, 6] = 1
+    actions, released = [], 0
     for seed in range(200):
-        disturbance = Disturbance(noise, np.random.default_rng(seed))
-        grips = []
-        for _ in range(30):
-            pose, closed = disturbance.command(np.concatenate([targets[:, :6], np.ones((16, 1))], axis=1), HELD)
-            poses.append(pose)
-            grips.append(closed)
-        released += "0.00.00.00.0" in "".join(map(str, grips))
-    away = np.linalg.norm(np.array(poses)[:, :3] - targets[1, :3], axis=1)
+        disturbance = Disturbance(LAYOUT, noise, np.random.default_rng(seed))
+        rows = [disturbance.command(targets, HELD) for _ in range(30)]
+        actions += rows
+        released += "0.00.00.00.0" in "".join(str(row[6]) for row in rows)
+    away = np.linalg.norm(np.array(actions)[:, :3] - targets[1, :3], axis=1)
     assert 0.001 < np.median(away) < 0.03 and away.max() < 0.2
     assert 0.1 < released / 200 < 0.35
+
+
+def test_disturbance_in_joints_moves_both_arms_on_their_own(config):
+    aloha = layout_for(load_embodiment("aloha"), ("front", "left_wrist", "right_wrist"))
+    disturbance = Disturbance(aloha, config.noise, np.random.default_rng(0))
+    rows = np.array([disturbance.command(np.zeros((16, 14)), HELD) for _ in range(400)])
+    joints = rows[:, ~aloha.grippers]
+    assert 0.005 < joints.std() < 0.05 and np.abs(joints).max() < 0.3
+    assert abs(np.corrcoef(rows[:, 0], rows[:, 7])[0, 1]) < 0.2
+    assert set(np.unique(rows[:, aloha.grippers])) == {0.0, 1.0}

@@ -23,7 +23,7 @@ def test_measure_varies_rows_age_and_phrasing_and_records_them(tmp_path, monkeyp
     (tmp_path / "config.json").write_text(json.dumps({"training": {"steps": 3}}))
     asked = []
 
-    def check(config, folder, seeds, execute_steps=8, delay_steps=0, phrasing=None):
+    def check(config, source, folder, seeds, execute_steps=8, delay_steps=0, phrasing=None):
         asked.append((len(seeds), seeds[0], execute_steps, delay_steps, phrasing))
         return Result(len(seeds), 0.9, 0.0, 40.0, execute_steps, delay_steps)
 
@@ -44,8 +44,8 @@ def test_train_passes_its_options_on(tmp_path, monkeypatch):
     called = []
 
     def run(config, data, out, resume):
-        called.append((config.optimisation.steps, config.data.episodes, data.name, out.name, resume))
-        return Result(1, 1.0, 0.0, 40.0, 8, 0)
+        called.append((config.optimisation.steps, config.sources[0].episodes, data.name, out.name, resume))
+        return {"franka": Result(1, 1.0, 0.0, 40.0, 8, 0)}
 
     monkeypatch.setattr("vla_ros.training.train.train", run)
     arguments = [

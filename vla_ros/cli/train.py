@@ -15,10 +15,12 @@ def train(
             help="Training configuration, such as config/training/robovlms_franka.yaml; a name is looked up in config/training."
         ),
     ],
-    data: Annotated[Path | None, typer.Option(help="Folder of demonstrations; missing ones are collected. Default: data/<config>.")] = None,
+    data: Annotated[Path, typer.Option(help="Folder of demonstrations, one in it for each embodiment; missing ones are collected.")] = Path(
+        "data"
+    ),
     out: Annotated[Path | None, typer.Option(help="Folder of checkpoints, log and curves. Default: runs/<config>.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimisation steps, instead of the configuration's.")] = None,
-    episodes: Annotated[int | None, typer.Option(min=1, help="Demonstrations, instead of the configuration's.")] = None,
+    episodes: Annotated[int | None, typer.Option(min=1, help="Demonstrations of each embodiment, instead of the configuration's.")] = None,
     resume: Annotated[bool, typer.Option(help="Continue the training in --out after a stop or a kill.")] = False,
 ) -> None:
     """Train a policy on demonstrations of the scripted expert, on one CPU thread.
@@ -27,7 +29,7 @@ def train(
 
         vla train robovlms_franka
 
-        vla train robovlms_franka --data /data/franka --out runs/mine --steps 8000
+        vla train robovlms_franka --data /data/demonstrations --out runs/mine --steps 8000
 
         vla train robovlms_franka --resume
     """
@@ -40,5 +42,5 @@ def train(
     settings = load_training(str(config), steps=steps, episodes=episodes)
     name = config.stem
     folder = out or Path("runs") / name
-    result = run(settings, data or Path("data") / name, folder, resume)
-    typer.echo(f"{folder / 'best'}: {result}")
+    for embodiment, result in run(settings, data, folder, resume).items():
+        typer.echo(f"{folder / 'best'}: {embodiment}: {result}")

@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from vla_ros.core.devices import load_device
 from vla_ros.core.embodiment import Embodiment, config_dir
 from vla_ros.core.errors import PolicyError, did_you_mean
 from vla_ros.core.interfaces import Policy
+from vla_ros.core.rig import BRIDGES
 from vla_ros.policies.checkpoint import CONFIG, read_config
+from vla_ros.policies.construct import construct
 from vla_ros.policies.replay import ACTIONS
 
 POLICIES = {
-    "robovlms": "vla_ros.policies.robovlms:RoboVlms",
+    "robovlms": "vla_ros.policies.network_policy:NetworkPolicy",
+    "qwen_vla": "vla_ros.policies.network_policy:NetworkPolicy",
     "replay": "vla_ros.policies.replay:Replay",
     "script": "vla_ros.sim.script:ScriptPolicy",
+    "openpi": "vla_ros.policies.openpi:OpenPi",
+    "lerobot": "vla_ros.policies.lerobot:LeRobot",
 }
 
 
-def load_policy(checkpoint: str, embodiment: Embodiment) -> Policy:
+def load_policy(checkpoint: str, embodiment: Embodiment, options: Mapping[str, object] | None = None) -> Policy:
     """Loads what a rig's `policy.checkpoint` names.
 
     Args:
         checkpoint: a folder, the name of one in config/checkpoints, the folder of a rollout (its actions are played again), "script",
-            or an import path `module:Class` (the last two are called with `embodiment`).
+            openpi://HOST:PORT, lerobot:FOLDER, or an import path `module:Class` of a class that is called with `embodiment`.
         embodiment: the robot that it will drive.
+        options: keyword arguments of "script", a bridge or a class, from the rig's `policy.options`; a folder takes none.
 
     Raises:
         PolicyError: it does not exist, is broken, or was made for something else; the message names file, value and fix.
     """
+    kind, _, where = checkpoint.partition(":")
+    if kind in BRIDGES:
+        return construct(load_device(POLICIES, kind), kind, embodiment, where, options=options)
     if checkpoint == "script" or ":" in checkpoint:
-        return load_device(POLICIES, checkpoint)(embodiment)
+        return construct(load_device(POLICIES, checkpoint), checkpoint, embodiment, options=options)
+    if options:
+        raise PolicyError(f"policy.options {', '.join(options)}: checkpoint {checkpoint!r} is a folder, which takes none")
     folder = find_checkpoint(checkpoint)
     if (folder / ACTIONS).is_file():
         return load_device(POLICIES, "replay").load(folder, embodiment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from vla_ros.core.errors import PolicyError, did_you_mean
+from vla_ros.policies.layout import Layout
 
 if TYPE_CHECKING:  # a rig with the scripted policy need not wait for torch
     from tokenizers import Tokenizer
     from torch import Tensor, nn
 
+_LARGEST_PX, _LONGEST = 2048, 1000
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 
 
@@ -25,28 +28,20 @@ class CheckpointConfig:
     Args:
         system: key of `policies.POLICIES`.
         preset: size of the network, for the reader.
-        embodiment: name of the embodiment that it was trained for.
-        cameras: views in the order of the network.
+        layouts: by embodiment that it can drive, see `layout.Layout`.
         image: {"width", "height"} in px that every frame is shrunk to.
-        state: proprioception channels that the policy reads.
-        channels: D action channels of a chunk.
         horizon, dt_s: rows of a chunk and the time between them.
         network: the system's own sizes.
-        normalization: {"state": {"low", "high"}, "pose": {"low", "high"}}.
         training: how it was made (command, revision, data, measured success); not read by the policy.
     """
 
     system: str
     preset: str
-    embodiment: str
-    cameras: tuple[str, ...]
+    layouts: dict[str, Layout]
     image: dict[str, int]
-    state: tuple[str, ...]
-    channels: tuple[str, ...]
     horizon: int
     dt_s: float
     network: dict[str, object]
-    normalization: dict[str, object]
     training: dict[str, object] = field(default_factory=dict)
 
 
@@ -68,9 +63,46 @@ def read_config(folder: Path) -> CheckpointConfig:
     missing = [name for name in names if name not in values and name != "training"]
     if missing:
         raise PolicyError(f"{path}: lacks {', '.join(missing)}: restore the file or train again")
-    for name in ("cameras", "state", "channels"):
-        values[name] = tuple(values[name])
-    return CheckpointConfig(**values)
+    values["layouts"] = _layouts(path, values["layouts"])
+    config = CheckpointConfig(**values)
+    for problem in _problems(config):
+        raise PolicyError(f"{path}: {problem}")
+    return config
+
+
+def _layouts(path: Path, values: object) -> dict[str, Layout]:
+    names = {"cameras", "state", "channels", "normalization"}
+    if not isinstance(values, dict) or not values:
+        raise PolicyError(f"{path}: layouts {values!r:.80}, expected an object by embodiment: restore the file or train again")
+    layouts = {}
+    for embodiment, value in values.items():
+        if not isinstance(value, dict) or set(value) != names:
+            raise PolicyError(f"{path}: layouts.{embodiment} is {value!r:.80}, expected {', '.join(sorted(names))}")
+        lists = {}
+        for name in ("cameras", "state", "channels"):
+            if not isinstance(value[name], list) or not all(isinstance(item, str) for item in value[name]):
+                raise PolicyError(f"{path}: layouts.{embodiment}.{name} = {value[name]!r:.80}, expected a list of names")
+            lists[name] = tuple(value[name])
+        if not isinstance(value["normalization"], dict):
+            raise PolicyError(f"{path}: layouts.{embodiment}.normalization = {value['normalization']!r:.80}, expected an object")
+        layouts[embodiment] = Layout(embodiment, **lists, normalization=value["normalization"])
+    return layouts
+
+
+def _problems(config: CheckpointConfig) -> Iterator[str]:
+    for name in ("system", "preset"):
+        if not isinstance(getattr(config, name), str):
+            yield f"{name} = {getattr(config, name)!r:.80}, expected a name"
+    for name in ("network", "training", "image"):
+        if not isinstance(getattr(config, name), dict):
+            yield f"{name} = {getattr(config, name)!r:.80}, expected an object"
+    sizes = config.image.values()
+    if set(config.image) != {"width", "height"} or not all(type(size) is int and 32 <= size <= _LARGEST_PX for size in sizes):
+        yield f"image {config.image}, expected width and height of 32 .. {_LARGEST_PX} px"
+    if type(config.horizon) is not int or not 1 <= config.horizon <= _LONGEST:
+        yield f"horizon {config.horizon!r:.80}, expected 1 .. {_LONGEST}"
+    if type(config.dt_s) not in (int, float) or not 0.001 <= config.dt_s <= 10:
+        yield f"dt_s {config.dt_s!r:.80}, expected 0.001 .. 10 s"
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
@@ -133,7 +165,7 @@ def write_checkpoint(folder: Path, config: CheckpointConfig, weights: dict[str, 
     folder.mkdir(parents=True, exist_ok=True)
     new = {name: folder / f".{name}.new" for name in (CONFIG, WEIGHTS, TOKENIZER)}
     try:
-        new[CONFIG].write_text(json.dumps(asdict(config), indent=1) + "\n")
+        new[CONFIG].write_text(json.dumps(_plain(config), indent=1) + "\n")
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, new[WEIGHTS])
         tokenizer.save(str(new[TOKENIZER]))
         for name, path in new.items():
@@ -142,3 +174,10 @@ def write_checkpoint(folder: Path, config: CheckpointConfig, weights: dict[str, 
     finally:
         for path in new.values():
             path.unlink(missing_ok=True)
+
+
+def _plain(config: CheckpointConfig) -> dict[str, object]:
+    values = asdict(config)
+    for layout in values["layouts"].values():
+        del layout["embodiment"]  # it is the key
+    return values

@@ -6,11 +6,6 @@ import numpy as np
 
 from vla_ros.core.rotations import matrix_to_rotvec, rotvec_to_matrix
 
-STATE_WIDTH = 10
-# The least range that statistics of these values may have (m, rad, m): below it lies noise, not motion.
-SMALLEST_POSE_RANGE = np.array([0.02, 0.02, 0.02, 0.1, 0.1, 0.1])
-SMALLEST_STATE_RANGE = np.array([0.1] * 3 + [0.2] * 6 + [0.02])
-
 
 def relative_poses(targets: np.ndarray, current: np.ndarray) -> np.ndarray:
     """Returns `targets` [..., T, 6] as motion from `current` [..., 6].

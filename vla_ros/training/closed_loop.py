@@ -12,8 +12,7 @@ from vla_ros.core.embodiment import load_embodiment
 from vla_ros.core.interfaces import Policy
 from vla_ros.core.types import Frame, Observation, Proprioception
 from vla_ros.policies import load_policy
-from vla_ros.policies.robovlms import STATE_CHANNELS
-from vla_ros.training.config import TrainingConfig
+from vla_ros.training.config import Source, TrainingConfig
 from vla_ros.training.phrasings import held_out
 from vla_ros.training.simulator import Simulator, View, open_simulator
 
@@ -38,24 +37,24 @@ class Result:
 
 def check_closed_loop(
     config: TrainingConfig,
+    source: Source,
     checkpoint: Path,
     seeds: Iterable[int],
     execute_steps: int | None = None,
     delay_steps: int = 0,
     phrasing: int | None = None,
-    stack: bool = False,
 ) -> Result:
-    """Runs the checkpoint on the scenes of `seeds`, the tasks in turn.
+    """Runs the checkpoint on the scenes of `seeds` at the table of `source`, its tasks in turn.
 
     Args:
         execute_steps: rows of each chunk that are executed; the configuration's by default.
         delay_steps: age of the observation when its chunk starts, in steps; its first rows are then skipped.
         phrasing: which held-out phrasing to use instead of the canonical sentence.
     """
-    simulator = open_simulator(config)
-    policy = load_policy(str(checkpoint), load_embodiment(config.embodiment))
+    simulator = open_simulator(source.simulator, source.embodiment, source.cameras, **config.image)
+    policy = load_policy(str(checkpoint), load_embodiment(source.embodiment))
     rows = execute_steps or config.check.execute_steps
-    tasks = simulator.instructions(stack)
+    tasks = in_turn([simulator.instructions(kind) for kind, share in source.kinds.items() if share > 0])
     outcomes = []
     for seed in seeds:
         instruction = tasks[seed % len(tasks)]
@@ -80,10 +79,9 @@ def _rollout(simulator: Simulator, policy: Policy, instruction: str, execute_ste
         views.append(simulator.look(render=used >= execute_steps or delay_steps > 0))
         if used >= execute_steps:
             seen = max(0, step - delay_steps)
-            rows = policy.infer(to_observation(views[seen], instruction)).chunk.data[step - seen :]
+            rows = policy.infer(to_observation(views[seen], policy.spec.state, instruction)).chunk.data[step - seen :]
             used = 0
-        target = rows[min(used, len(rows) - 1)]
-        simulator.step(target[:6], float(target[6]))
+        simulator.step(rows[min(used, len(rows) - 1)])
         used += 1
         outcome = simulator.outcome()
         if outcome.success:
@@ -91,7 +89,13 @@ def _rollout(simulator: Simulator, policy: Policy, instruction: str, execute_ste
     return False, simulator.outcome().wrong_object, LONGEST_STEPS
 
 
-def to_observation(view: View, instruction: str) -> Observation:
-    """What the policy node would hand over for this view."""
+def in_turn(kinds: list[list[str]]) -> list[str]:
+    """Tasks of several kinds in one list in which every kind is as frequent as every other: [a, b], [x, y, z] -> a, x, b, y, a, z."""
+    length = max(len(kind) for kind in kinds)
+    return [kind[i % len(kind)] for i in range(length) for kind in kinds]
+
+
+def to_observation(view: View, channels: tuple[str, ...], instruction: str) -> Observation:
+    """What the policy node would hand over for this view; `channels` name its state."""
     frames = {name: Frame(0, image, 0, name) for name, image in view.images.items()}
-    return Observation(0, frames, Proprioception(0, STATE_CHANNELS, np.append(view.pose, view.gripper_width_m)), instruction)
+    return Observation(0, frames, Proprioception(0, channels, view.state), instruction)

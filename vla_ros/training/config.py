@@ -16,8 +16,9 @@ class Noise:
     """What disturbs the expert while it demonstrates, so that the data shows how to recover.
 
     Args:
-        jitter_m, jitter_rad: standard deviation of every executed target.
-        burst_probability, burst_m: chance a step starts a burst of a few steps that pulls the hand away by about so much.
+        jitter_m, jitter_rad: standard deviation of every executed target; of a target in joints only the latter.
+        burst_probability, burst_m: chance a step starts a burst of a few steps that pulls the hand away by about so much; joints are
+            pulled by `burst_m` over an arm's length of 0.4 m.
         flip_probability: chance a step starts a short wrong gripper command.
         drop_share: share of the episodes in which the block is let go on the way.
         gripper_delay_steps: in each episode the gripper follows up to so many steps late.
@@ -35,20 +36,28 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Data:
-    """Demonstrations: `simulator` is an import path (see `collect.Simulator`), looked up only when episodes are missing."""
+class Source:
+    """Demonstrations of one embodiment, kept in one folder that several trainings may share.
 
+    Args:
+        simulator: an import path (see `simulator.Simulator`), looked up only when episodes are missing.
+        kinds: share of each kind of task: "place", "stack", "bimanual".
+    """
+
+    embodiment: str
+    cameras: tuple[str, ...]
     simulator: str
     episodes: int
     first_seed: int
-    stack_share: float
+    kinds: dict[str, float]
     processes: int
-    noise: Noise
 
     def problems(self) -> Problems:
         for name in ("episodes", "processes"):
             if getattr(self, name) < 1:
                 yield name, f"{getattr(self, name)}, expected >= 1"
+        if not self.kinds or min(self.kinds.values()) < 0 or not sum(self.kinds.values()) > 0:
+            yield "kinds", f"{self.kinds}, expected shares of place, stack, bimanual, one above 0"
 
 
 @dataclass(frozen=True)
@@ -65,10 +74,8 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the parts of `objective.Objective`."""
+    """Weights of what `objective.Objective` adds to the network's own loss."""
 
-    chunk: float
-    gripper: float
     task_objects: float
     all_objects: float
 
@@ -120,25 +127,29 @@ class Check:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """One policy and how to train it; the first block ends up in the checkpoint's config.json."""
+    """One policy and how to train it, on one embodiment or on several at once."""
 
     system: str
     preset: str
-    embodiment: str
-    cameras: tuple[str, ...]
     image: dict[str, int]
     horizon: int
     dt_s: float
     network: dict[str, object]
-    data: Data
+    sources: tuple[Source, ...]
+    noise: Noise
     augmentation: Augmentation
     loss: LossWeights
     optimisation: Optimisation
     check: Check
 
+    def problems(self) -> Problems:
+        names = [source.embodiment for source in self.sources]
+        if not names or len(set(names)) < len(names):
+            yield "sources", f"embodiments {names}, expected at least one, each once"
+
 
 def load_training(name_or_path: str, steps: int | None = None, episodes: int | None = None) -> TrainingConfig:
-    """Reads a training configuration, from config/training or a path; `steps` and `episodes` replace what it says.
+    """Reads a training configuration, from config/training or a path; `steps` and `episodes` (of each source) replace what it says.
 
     Raises:
         ConfigError: with file, line and key.
@@ -147,5 +158,5 @@ def load_training(name_or_path: str, steps: int | None = None, episodes: int | N
     if steps is not None:
         config = replace(config, optimisation=replace(config.optimisation, steps=steps))
     if episodes is not None:
-        config = replace(config, data=replace(config.data, episodes=episodes))
+        config = replace(config, sources=tuple(replace(source, episodes=episodes) for source in config.sources))
     return config

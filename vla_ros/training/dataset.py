@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from vla_ros.core.errors import DataError
-from vla_ros.policies.normalization import Quantiles
-from vla_ros.policies.poses import SMALLEST_POSE_RANGE, SMALLEST_STATE_RANGE, relative_poses, state_features
-from vla_ros.policies.robovlms import to_pixels
+from vla_ros.policies.layout import Layout
+from vla_ros.policies.network import Batch, to_pixels
 from vla_ros.policies.text import UNKNOWN_ID, encode
 from vla_ros.training.config import Augmentation
 from vla_ros.training.demonstrations import Episode, episode_seeds, load_episode
@@ -22,49 +22,44 @@ from vla_ros.training.phrasings import TRAIN_TEMPLATES, keywords, parse, rephras
 CANONICAL_SHARE = 0.25
 
 
-@dataclass(frozen=True)
-class Batch:
-    """B training samples; `objects` [B, 5, 3] and `roles` [B, 2] serve the auxiliary losses (positions in units of their spread)."""
-
-    images: Tensor
-    state: Tensor
-    tokens: Tensor
-    pose: Tensor
-    closed: Tensor
-    objects: Tensor
-    roles: Tensor
-
-
 class Demonstrations:
     """All episodes of a folder as one array of steps.
 
     Args:
         folder: see `demonstrations`.
+        layout: of the embodiment that they show; `self.layout` is the same with the normalisation of these data.
         stage_weights: how often a step before the grasp, with the block held and after the release is drawn.
 
     Raises:
         DataError: no episodes, a broken one, or episodes of different shapes.
     """
 
-    def __init__(self, folder: Path, stage_weights: tuple[float, float, float]) -> None:
+    def __init__(self, folder: Path, layout: Layout, stage_weights: tuple[float, float, float]) -> None:
         episodes = [load_episode(folder, seed) for seed in episode_seeds(folder)]
         if not episodes:
-            raise DataError(f"{folder}: no demonstrations: collect them with `vla train CONFIG --data {folder}`")
-        shapes = {(*episode.frames.shape[1:], *episode.targets.shape[1:]) for episode in episodes}
+            raise DataError(f"{folder}: no demonstrations: collect them with `vla train CONFIG --data {folder.parent}`")
+        shapes = {(*episode.frames.shape[1:], *episode.state.shape[1:], *episode.targets.shape[1:]) for episode in episodes}
         if len(shapes) > 1:
             raise DataError(f"{folder}: episodes of different shapes {sorted(shapes)}: keep one kind in a folder")
+        if episodes[0].targets.shape[2] != len(layout.channels) or episodes[0].frames.shape[1] != len(layout.cameras):
+            shape = f"{episodes[0].frames.shape[1]} cameras, {episodes[0].targets.shape[2]} channels"
+            raise DataError(f"{folder}: {shape}; {layout.embodiment} has {len(layout.cameras)} and {len(layout.channels)}")
         self.episodes = episodes
         self.owner = np.repeat(np.arange(len(episodes)), [len(episode) for episode in episodes])
         self.step = np.concatenate([np.arange(len(episode)) for episode in episodes])
-        self.pose, self.width_m, self.objects = (self._join(episodes, name) for name in ("pose", "gripper_width_m", "objects"))
-        targets = self._join(episodes, "targets")
-        self.motion = relative_poses(targets[..., :6], self.pose).astype(np.float32)
-        self.closed = targets[..., 6].astype(np.float32)
-        self.state_statistics = Quantiles.measure(state_features(self.pose, self.width_m), SMALLEST_STATE_RANGE)
-        self.pose_statistics = Quantiles.measure(self.motion, SMALLEST_POSE_RANGE)
-        self.object_mean, self.object_spread_m = self.objects.mean((0, 1)), np.maximum(self.objects.std((0, 1)), 0.02)
+        self.state, self.objects = (self._join(episodes, name) for name in ("state", "objects"))
+        motion = layout.relative(self._join(episodes, "targets"), self.state)
+        self.layout = replace(layout, normalization=layout.measure(layout.features(self.state), motion))
+        self.state_statistics, self.action_statistics = self.layout.statistics(motion.shape[1], str(folder))
+        self.actions = self.action_statistics.normalize(motion).astype(np.float32)
+        self._scale_objects()
         weights = np.asarray(stage_weights)[self._join(episodes, "stage")]
         self._cumulative = np.cumsum(weights / weights.sum())
+
+    def _scale_objects(self) -> None:
+        """Mean and spread (m) [3] of whatever lies on the table."""
+        there = self.objects[np.isfinite(self.objects).all(-1)]
+        self.object_mean, self.object_spread_m = there.mean(0), np.maximum(there.std(0), 0.02)
 
     @staticmethod
     def _join(episodes: list[Episode], name: str) -> np.ndarray:
@@ -84,41 +79,62 @@ class Demonstrations:
         return np.stack([self.episodes[self.owner[i]].frames[self.step[i]] for i in indices])
 
 
-class Batches:
-    """Endless augmented batches of `demonstrations`."""
+@dataclass(frozen=True)
+class Reader:
+    """How instructions become tokens: `prompt(layout, sentence)` is the system's."""
 
-    def __init__(
-        self, demonstrations: Demonstrations, tokenizer: Tokenizer, text_length: int, augmentation: Augmentation, seed: int
-    ) -> None:
-        self._data, self._tokenizer, self._text_length = demonstrations, tokenizer, text_length
-        self._augmentation = augmentation
+    tokenizer: Tokenizer
+    length: int
+    prompt: Callable[[Layout, str], str]
+
+    def tokens(self, layout: Layout, sentence: str) -> np.ndarray:
+        return encode(self.tokenizer, self.prompt(layout, sentence), self.length)
+
+
+class Batches:
+    """Endless augmented batches, each of one of `sources`, in turn."""
+
+    def __init__(self, sources: list[Demonstrations], reader: Reader, augmentation: Augmentation, seed: int) -> None:
+        self._sources, self._reader, self._augmentation = sources, reader, augmentation
         self._rng = np.random.default_rng(seed)
-        words = {word for instruction in demonstrations.instructions() for word in keywords(instruction)}
-        self._kept = [tokenizer.token_to_id(word) for word in words]
+        self._turn = seed
+        sentences = {instruction for source in sources for instruction in source.instructions()}
+        words = {word for sentence in sentences for name in keywords(sentence) for word in name.split()}
+        self._kept = [reader.tokenizer.token_to_id(word) for word in words]
 
     def next(self, size: int) -> Batch:
-        data, rng, noise = self._data, self._rng, self._augmentation
+        data = self._sources[self._turn % len(self._sources)]
+        self._turn += 1
+        rng, noise = self._rng, self._augmentation
         indices = data.draw(rng, size)
-        pose = data.pose[indices] + rng.normal(size=(size, 6)) * np.repeat([noise.position_noise_m, noise.rotation_noise_rad], 3)
-        width_m = data.width_m[indices] + rng.normal(size=size) * noise.width_noise_m
         episodes = [data.episodes[i] for i in data.owner[indices]]
+        features = data.layout.features(self._disturbed(data, data.state[indices]))
         return Batch(
+            data.layout.embodiment,
             images=augment(torch.from_numpy(data.frames(indices)), noise, rng),
-            state=_tensor(data.state_statistics.normalize(state_features(pose, width_m), clip=False)),
-            tokens=torch.from_numpy(np.stack([self._say(episode.instruction) for episode in episodes])),
-            pose=_tensor(data.pose_statistics.normalize(data.motion[indices])),
-            closed=_tensor(data.closed[indices]),
+            state=_tensor(data.state_statistics.normalize(features, clip=False)),
+            tokens=torch.from_numpy(np.stack([self._say(data.layout, episode.instruction) for episode in episodes])),
+            actions=_tensor(data.actions[indices]),
             objects=_tensor((data.objects[indices] - data.object_mean) / data.object_spread_m),
             roles=torch.from_numpy(np.stack([episode.roles for episode in episodes])),
         )
 
-    def _say(self, instruction: str) -> np.ndarray:
+    def _disturbed(self, data: Demonstrations, state: np.ndarray) -> np.ndarray:
+        """Proprioception [B, S] as noisy as the network should bear."""
+        noise, out = self._augmentation, state.copy()
+        for arm in data.layout.arms:
+            scale = np.repeat([noise.position_noise_m, noise.rotation_noise_rad], 3) if arm.pose else noise.rotation_noise_rad
+            out[:, arm.columns] += self._rng.normal(size=(len(state), arm.motion)) * scale
+            out[:, arm.gripper] += self._rng.normal(size=len(state)) * noise.width_noise_m
+        return out
+
+    def _say(self, layout: Layout, instruction: str) -> np.ndarray:
         """Tokens of a random phrasing; some words, none of those that make the task, become <unk>."""
         rng = self._rng
         if rng.random() > CANONICAL_SHARE:
             kind, _ = parse(instruction)
             instruction = rephrase(instruction, str(rng.choice(TRAIN_TEMPLATES[kind])), lambda words: words[rng.integers(len(words))])
-        ids = encode(self._tokenizer, instruction, self._text_length)
+        ids = self._reader.tokens(layout, instruction)
         dropped = (rng.random(len(ids)) < self._augmentation.word_dropout) & (ids > UNKNOWN_ID) & ~np.isin(ids, self._kept)
         return np.where(dropped, UNKNOWN_ID, ids)
 
@@ -138,8 +154,3 @@ def augment(images: Tensor, noise: Augmentation, rng: np.random.Generator) -> Te
 
 def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-
-
-def target_positions(objects: Tensor, roles: Tensor) -> Tensor:
-    """Picks what to move and where to: objects [B, 5, 3], roles [B, 2] -> [B, 2, 3]."""
-    return objects.gather(1, roles.long()[:, :, None].expand(-1, -1, objects.shape[-1]))

@@ -9,20 +9,19 @@ import numpy as np
 
 from vla_ros.core.errors import DataError
 
-OBJECTS = ("red", "green", "blue", "plate", "bowl")
+OBJECTS = ("red", "green", "blue", "plate", "bowl", "bar", "tray")
 BEFORE_GRASP, HELD, PLACED = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class Episode:
-    """T steps of one demonstration at the policy's rate; poses as in `policies.poses`, all in `base_link`.
+    """T steps of one demonstration at the policy's rate; channels as in `policies.layout`, everything in `base_link`.
 
     Args:
         frames: uint8 [T, cameras, H, W, 3] RGB, shrunk by `policies.images.shrink`.
-        pose: [T, 6] measured TCP.
-        gripper_width_m: [T].
-        targets: [T, horizon, 7] what a perfect expert would do from here: absolute TCP poses and closed 0/1.
-        objects: [T, 5, 3] positions (m) in the order of `OBJECTS`.
+        state: [T, S] as measured.
+        targets: [T, horizon, D] what a perfect expert would do from here, absolute.
+        objects: [T, 7, 3] positions (m) in the order of `OBJECTS`, NaN for what is not on the table.
         stage: uint8 [T], BEFORE_GRASP, HELD or PLACED.
         roles: int [2], indices into `OBJECTS`: what to move and where to.
         instruction: canonical sentence.
@@ -31,8 +30,7 @@ class Episode:
     """
 
     frames: np.ndarray
-    pose: np.ndarray
-    gripper_width_m: np.ndarray
+    state: np.ndarray
     targets: np.ndarray
     objects: np.ndarray
     stage: np.ndarray
@@ -42,7 +40,7 @@ class Episode:
     success: bool
 
     def __len__(self) -> int:
-        return len(self.pose)
+        return len(self.state)
 
 
 def save_episode(folder: Path, episode: Episode) -> None:

@@ -13,8 +13,8 @@ import typer
 from vla_ros.policies import find_checkpoint
 from vla_ros.policies.checkpoint import CONFIG
 from vla_ros.training.closed_loop import Result, check_closed_loop
-from vla_ros.training.config import TrainingConfig, load_training
-from vla_ros.training.phrasings import HELD_OUT_TEMPLATES
+from vla_ros.training.config import Source, load_training
+from vla_ros.training.phrasings import PHRASINGS
 
 # What is varied from the plain check: rows executed of each chunk, age of the observation in steps of 0.1 s.
 VARIATIONS = {
@@ -37,18 +37,20 @@ def measure(
     """Prints success and wrong-object rates with the rows executed, the observation's age and the phrasing varied."""
     torch.set_num_threads(1)
     settings, folder = load_training(config), find_checkpoint(checkpoint)
-    rows = {name: _check(settings, folder, name, seed, episodes, options) for name, options in VARIATIONS.items()}
-    if phrasing_episodes:
-        for index, template in enumerate(HELD_OUT_TEMPLATES["place"]):
-            rows[template] = _check(settings, folder, template, seed, phrasing_episodes, {"phrasing": index})
+    rows: dict[str, Result] = {}
+
+    def check(source: Source, name: str, count: int, options: dict[str, int]) -> None:
+        name = f"{source.embodiment}, {name}" if len(settings.sources) > 1 else name
+        rows[name] = check_closed_loop(settings, source, folder, range(seed, seed + count), **options)
+        typer.echo(f"{name}: {rows[name]}")
+
+    for source in settings.sources:
+        for name, options in VARIATIONS.items():
+            check(source, name, episodes, options)
+        for index in range(PHRASINGS if phrasing_episodes else 0):
+            check(source, f"held-out phrasing {index + 1}", phrasing_episodes, {"phrasing": index})
     if record:
         record_results(folder, seed, rows)
-
-
-def _check(config: TrainingConfig, folder: Path, name: str, seed: int, episodes: int, options: dict[str, int]) -> Result:
-    result = check_closed_loop(config, folder, range(seed, seed + episodes), **options)
-    typer.echo(f"{name}: {result}")
-    return result
 
 
 def record_results(folder: Path, seed: int, rows: dict[str, Result]) -> None:

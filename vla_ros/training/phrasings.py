@@ -16,14 +16,19 @@ SYNONYMS = {
     "block": ("block", "cube"),
     "plate": ("plate", "dish"),
     "bowl": ("bowl",),
+    "pass": ("pass", "hand", "give"),
+    "raise": ("lift", "raise", "pick up"),
     "on": ("on", "onto"),
     "in": ("in", "into", "inside"),
 }
 CANONICAL = {
     "place": re.compile(r"pick up the (?P<colour>\w+) block and put it (?P<preposition>on|in) the (?P<container>plate|bowl)"),
     "stack": re.compile(r"stack the (?P<colour>\w+) block on the (?P<base>\w+) block"),
+    "pass": re.compile(r"pass the yellow bar from the (?P<giver>left|right) hand to the (?P<taker>left|right) hand"),
+    "lift": re.compile(r"lift the tray with both hands"),
 }
 EXPECTED = "expected 'pick up the X block and put it on the plate|in the bowl' or 'stack the X block on the Y block'"
+EXPECTED += ", 'pass the yellow bar from the X hand to the Y hand' or 'lift the tray with both hands'"
 TRAIN_TEMPLATES = {
     "place": (
         "pick up the {colour} block and put it {preposition} the {container}",
@@ -45,6 +50,20 @@ TRAIN_TEMPLATES = {
         "{take} the {colour} {block} and {put} it on the {base} {block}",
         "the {colour} {block} goes on top of the {base} one",
     ),
+    "pass": (
+        "pass the yellow bar from the {giver} hand to the {taker} hand",
+        "{pass} the yellow bar from {giver} to {taker}",
+        "{pass} the bar to the {taker} hand",
+        "{take} the bar with the {giver} hand and {pass} it to the {taker} hand",
+        "please {pass} the yellow bar over to the {taker} hand",
+    ),
+    "lift": (
+        "lift the tray with both hands",
+        "{raise} the tray with both hands",
+        "{raise} the tray",
+        "please {raise} the tray with two hands",
+        "use both hands to {raise} the tray",
+    ),
 }
 HELD_OUT_TEMPLATES = {
     "place": (
@@ -54,7 +73,22 @@ HELD_OUT_TEMPLATES = {
         "the {container} is where you should place the {colour} cube",
         "fetch the cube that is {colour} then set it {preposition} the {container}",
     ),
+    "pass": (
+        "give the bar over from the {giver} one to the {taker} one",
+        "the yellow bar goes from {giver} to {taker}",
+        "with the {taker} hand take the bar from the {giver} hand",
+        "the {taker} hand should get the bar",
+        "could you pass the bar to the {taker} hand please",
+    ),
+    "lift": (
+        "both hands lift the tray",
+        "i want the tray raised with both hands",
+        "could you lift the tray please",
+        "the tray goes up with two hands",
+        "take the tray in both hands and lift it",
+    ),
 }
+PHRASINGS = 5  # held out, of each kind
 Choose = Callable[[Sequence[str]], str]
 
 
@@ -69,7 +103,7 @@ def parse(instruction: str) -> tuple[str, dict[str, str]]:
 def keywords(instruction: str) -> set[str]:
     """Returns the words that make the task what it is (and their synonyms); without one of them nobody could tell what to do."""
     _, fields = parse(instruction)
-    names = [word for key, word in fields.items() if key != "preposition"]
+    names = [word for key, word in fields.items() if key not in ("preposition", "giver")]
     return {synonym for name in names for synonym in SYNONYMS.get(name, (name,))}
 
 
@@ -85,7 +119,7 @@ def rephrase(instruction: str, template: str, choose: Choose) -> str:
 
 
 def held_out(instruction: str) -> list[str]:
-    """Returns the five unseen phrasings of a canonical pick-and-place instruction, in the order of `HELD_OUT_TEMPLATES`."""
+    """Returns the five unseen phrasings of a canonical instruction, in the order of `HELD_OUT_TEMPLATES`."""
     kind, _ = parse(instruction)
     if kind not in HELD_OUT_TEMPLATES:
         raise DataError(f"instruction {instruction!r}: no held-out phrasings for {kind!r}, only for {', '.join(HELD_OUT_TEMPLATES)}")

@@ -15,15 +15,18 @@ import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
+from vla_ros.core.devices import load_device
+from vla_ros.core.embodiment import load_embodiment
 from vla_ros.core.errors import DataError
 from vla_ros.policies.checkpoint import CheckpointConfig, write_checkpoint
-from vla_ros.policies.robovlms import ACTION_CHANNELS, STATE_CHANNELS, make_network
+from vla_ros.policies.layout import Layout, layout_for
+from vla_ros.policies.network_policy import SYSTEMS, make_network
 from vla_ros.policies.text import build_tokenizer
 from vla_ros.training.closed_loop import Result, check_closed_loop
 from vla_ros.training.collect import collect
 from vla_ros.training.config import TrainingConfig
 from vla_ros.training.curves import Log
-from vla_ros.training.dataset import Batches, Demonstrations
+from vla_ros.training.dataset import Batches, Demonstrations, Reader
 from vla_ros.training.measure import record_results
 from vla_ros.training.objective import Objective
 from vla_ros.training.phrasings import all_training_sentences
@@ -31,25 +34,40 @@ from vla_ros.training.progress import Progress
 from vla_ros.training.trainer import Trainer
 
 LOG_EVERY_STEPS = 50
+RATES = ("success_rate", "wrong_object_rate")
 
 
-def train(config: TrainingConfig, data: Path, out: Path, resume: bool = False) -> Result:
+def train(config: TrainingConfig, data: Path, out: Path, resume: bool = False) -> dict[str, Result]:
     """Collects what demonstrations are missing, trains, and leaves `latest/` and `best/` checkpoints, log and curves in `out`.
 
+    Args:
+        data: holds a folder of demonstrations for each embodiment.
+
     Returns:
-        The closed-loop result of the best checkpoint over `check.final_episodes` scenes.
+        By embodiment the closed-loop result of the best checkpoint over `check.final_episodes` scenes.
 
     Raises:
         ConfigError: nothing to resume, or the state does not fit the configuration.
-        DataError: broken demonstrations, a loss that is not finite, or a full disk; the last checkpoint stays usable.
+        DataError: broken demonstrations, a loss that is not finite, no memory, or a full disk; the last checkpoint stays usable.
     """
-    collect(config, data)
+    for source in config.sources:
+        collect(config, source, data / source.embodiment)
     torch.manual_seed(config.optimisation.seed)
-    demonstrations = Demonstrations(data, config.optimisation.stage_weights)
+    demonstrations = [
+        Demonstrations(
+            data / source.embodiment, layout_for(load_embodiment(source.embodiment), source.cameras), config.optimisation.stage_weights
+        )
+        for source in config.sources
+    ]
     run = Run(config, demonstrations, out, resume)
     try:
         run.train()
         return run.finish()
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise DataError(
+            f"out of memory ({error}): lower optimisation.batch (now {config.optimisation.batch}), then --resume; "
+            f"{out / 'latest'} holds the last good checkpoint"
+        ) from error
     except (OSError, SafetensorError) as error:
         raise DataError(
             f"{out}: cannot write ({error}); free some space, then --resume. {out / 'latest'} holds the last good checkpoint"
@@ -59,10 +77,12 @@ def train(config: TrainingConfig, data: Path, out: Path, resume: bool = False) -
 class Run:
     """One training in the folder `out`."""
 
-    def __init__(self, config: TrainingConfig, demonstrations: Demonstrations, out: Path, resume: bool) -> None:
+    def __init__(self, config: TrainingConfig, demonstrations: list[Demonstrations], out: Path, resume: bool) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self.config, self.demonstrations, self.out = config, demonstrations, out
-        self.tokenizer: Tokenizer = build_tokenizer(all_training_sentences(demonstrations.instructions()))
+        self.tokenizer: Tokenizer = build_tokenizer(
+            self.prompt(source.layout, sentence) for source in demonstrations for sentence in all_training_sentences(source.instructions())
+        )
         self.network = dict(config.network, vocabulary=self.tokenizer.get_vocab_size())
         network = make_network(self.checkpoint_config({}), "training configuration")
         self.trainer = Trainer(Objective(network, config.loss), config.optimisation)
@@ -70,34 +90,27 @@ class Run:
             self.trainer.load(out)
         self.log = Log(out, self.trainer.step)
 
+    def prompt(self, layout: Layout, sentence: str) -> str:
+        config = self.config
+        return load_device(SYSTEMS, config.system).prompt(layout, sentence, config.horizon, config.dt_s)
+
     def checkpoint_config(self, training: dict[str, object]) -> CheckpointConfig:
-        config, data = self.config, self.demonstrations
-        return CheckpointConfig(
-            system=config.system,
-            preset=config.preset,
-            embodiment=config.embodiment,
-            cameras=config.cameras,
-            image=config.image,
-            state=STATE_CHANNELS,
-            channels=ACTION_CHANNELS,
-            horizon=config.horizon,
-            dt_s=config.dt_s,
-            network=self.network,
-            normalization={"state": data.state_statistics.to_json(), "pose": data.pose_statistics.to_json()},
-            training=training,
-        )
+        config = self.config
+        layouts = {source.layout.embodiment: source.layout for source in self.demonstrations}
+        return CheckpointConfig(config.system, config.preset, layouts, config.image, config.horizon, config.dt_s, self.network, training)
 
     def train(self) -> None:
         """Runs to `optimisation.steps`, saving and checking on the way."""
         config, trainer = self.config, self.trainer
         options, check = config.optimisation, config.check
         seed = options.seed + trainer.step
-        batches = Batches(self.demonstrations, self.tokenizer, int(config.network["text_length"]), config.augmentation, seed)
+        reader = Reader(self.tokenizer, int(config.network["text_length"]), self.prompt)
+        batches = Batches(self.demonstrations, reader, config.augmentation, seed)
         with Progress(options.steps, trainer.step) as progress:
             window: list[dict[str, float]] = []
             while trainer.step < options.steps:
                 parts = trainer.advance(batches.next(options.batch))
-                window.append(self._figures(parts))
+                window.append({name: float(part.detach()) for name, part in parts.items()})
                 if trainer.step % LOG_EVERY_STEPS == 0 or trainer.step == options.steps:
                     figures = {name: float(np.mean([row[name] for row in window])) for name in window[0]}
                     self.log.add(step=trainer.step, steps_per_s=progress.advance(trainer.step, figures), **figures)
@@ -107,11 +120,6 @@ class Run:
                 if trainer.step % check.every_steps == 0 or trainer.step == options.steps:
                     self.check(progress)
 
-    def _figures(self, parts: dict[str, torch.Tensor]) -> dict[str, float]:
-        spread = torch.from_numpy(self.demonstrations.object_spread_m).float()
-        figures = {name: float(part.detach()) for name, part in parts.items() if name != "block"}
-        return figures | {"block_m": float((parts["block"] * spread).norm(dim=-1).mean())}
-
     def save(self) -> None:
         """Writes the state to resume from and the checkpoint `latest`."""
         self.trainer.save(self.out)
@@ -119,26 +127,32 @@ class Run:
         self.log.draw()
 
     def check(self, progress: Progress) -> None:
-        """Measures `latest` in closed loop and keeps it as `best` unless an earlier one did better."""
+        """Measures `latest` in closed loop and keeps it as `best` unless an earlier one did better, over all embodiments."""
         options = self.config.check
         self.trainer.objective.eval()
-        seeds = range(options.first_seed, options.first_seed + options.episodes)
-        result = check_closed_loop(self.config, self.out / "latest", seeds)
+        results = self.measure("latest", options.first_seed, options.episodes)
         self.trainer.objective.train()
-        progress.say(f"step {self.trainer.step}: {result}")
-        self.log.add(step=self.trainer.step, success=result.success_rate, wrong_object=result.wrong_object_rate)
-        if result.success_rate >= self.trainer.best_success:
-            self.trainer.best_success = result.success_rate
+        for embodiment, result in results.items():
+            progress.say(f"step {self.trainer.step}: {embodiment}: {result}")
+        success, wrong = (float(np.mean([getattr(result, rate) for result in results.values()])) for rate in RATES)
+        self.log.add(step=self.trainer.step, success=success, wrong_object=wrong)
+        if success >= self.trainer.best_success:
+            self.trainer.best_success = success
             self.trainer.save(self.out)
             shutil.copytree(self.out / "latest", self.out / "best", dirs_exist_ok=True)
 
-    def finish(self) -> Result:
+    def measure(self, checkpoint: str, first_seed: int, episodes: int) -> dict[str, Result]:
+        """Closed-loop results of one of the run's checkpoints by embodiment."""
+        seeds = range(first_seed, first_seed + episodes)
+        return {source.embodiment: check_closed_loop(self.config, source, self.out / checkpoint, seeds) for source in self.config.sources}
+
+    def finish(self) -> dict[str, Result]:
         """Measures `best` on the final seeds and writes the figures into its config.json."""
         options = self.config.check
-        result = check_closed_loop(self.config, self.out / "best", range(options.final_seed, options.final_seed + options.final_episodes))
-        record_results(self.out / "best", options.final_seed, {"after training": result})
+        results = self.measure("best", options.final_seed, options.final_episodes)
+        record_results(self.out / "best", options.final_seed, {f"{name}, after training": result for name, result in results.items()})
         self.log.draw()
-        return result
+        return results
 
     def provenance(self) -> dict[str, object]:
         """What config.json says about how the weights were made."""
@@ -148,8 +162,8 @@ class Run:
             "date": time.strftime("%Y-%m-%d"),
             "torch": torch.__version__,
             "steps": self.trainer.step,
-            "episodes": len(self.demonstrations.episodes),
-            "samples": len(self.demonstrations),
+            "episodes": {source.layout.embodiment: len(source.episodes) for source in self.demonstrations},
+            "samples": sum(map(len, self.demonstrations)),
             "optimisation": asdict(self.config.optimisation),
             "fast_loop": {},
         }

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vla_ros.core.errors import ConfigError, DataError
+from vla_ros.policies.network import Batch
 from vla_ros.training.config import Optimisation
-from vla_ros.training.dataset import Batch
 from vla_ros.training.objective import Average, Objective
 
 STATE_FILE = "state.safetensors"
@@ -40,7 +40,7 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.options.bf16):
             loss, parts = self.objective(batch)
         if not loss.isfinite():
-            values = ", ".join(f"{name} {float(part.detach()):.3g}" for name, part in parts.items() if name != "block")
+            values = ", ".join(f"{name} {float(part.detach()):.3g}" for name, part in parts.items())
             raise DataError(
                 f"step {self.step}: the loss is {float(loss.detach())} ({values}): lower learning_rate or set bf16: false, then --resume"
             )

@@ -1,4 +1,4 @@
-"""RoboVLMs: shapes, frames, determinism, that it looks and reads, and strict checkpoints."""
+"""A checkpoint as a policy: shapes, frames, determinism, that it looks and reads, several robots, and strict loading."""
 
 import json
 import shutil
@@ -13,13 +13,30 @@ from vla_ros.core.errors import PolicyError
 from vla_ros.core.types import Frame, Observation, Proprioception
 from vla_ros.policies import load_policy
 from vla_ros.policies.checkpoint import CheckpointConfig, write_checkpoint
+from vla_ros.policies.layout import layout_for
+from vla_ros.policies.network_policy import make_network
 from vla_ros.policies.normalization import Quantiles
-from vla_ros.policies.poses import SMALLEST_POSE_RANGE, absolute_poses, relative_poses, state_features
-from vla_ros.policies.robovlms import ACTION_CHANNELS, STATE_CHANNELS, make_network
+from vla_ros.policies.poses import absolute_poses, relative_poses, state_features
 from vla_ros.policies.text import build_tokenizer
 
 SENTENCE = "put the red block on the plate"
-NETWORK = {"backbone": "convolutional", "head": "mlp", "text_length": 8, "text_width": 16, "hidden_size": 32, "blocks": 1, "keypoints": 4}
+NETWORK = {
+    "backbone": "convolutional", "formulation": "one_step_continuous", "head": "mlp",
+    "text_length": 8, "text_width": 16, "hidden_size": 32, "blocks": 1, "keypoints": 4,
+}  # fmt: skip
+CAMERAS = {"franka": ("front", "wrist"), "aloha": ("front", "left_wrist", "right_wrist")}
+STATISTICS = {
+    "franka": {
+        "state": {"low": [-1.0] * 10, "high": [1.0] * 10},
+        "action": {"low": [[-0.1] * 3 + [-0.4] * 3 + [-1.0]] * 16, "high": [[0.1] * 3 + [0.4] * 3 + [1.0]] * 16},
+    },
+    "aloha": {
+        "state": {"low": [-1.0] * 14, "high": [1.0] * 14},
+        "action": {"low": [([-0.2] * 6 + [-1.0]) * 2] * 16, "high": [([0.2] * 6 + [1.0]) * 2] * 16},
+    },
+}
+LAYOUTS = {name: layout_for(load_embodiment(name), cameras, STATISTICS[name]) for name, cameras in CAMERAS.items()}
+STATE_CHANNELS, ACTION_CHANNELS = LAYOUTS["franka"].state, LAYOUTS["franka"].channels
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,30 +49,14 @@ def folder(tmp_path):
     """A small untrained checkpoint."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer([SENTENCE, "green"])
-    statistics = {
-        "state": {"low": [-1.0] * 10, "high": [1.0] * 10},
-        "pose": {"low": [[-0.1] * 3 + [-0.4] * 3] * 16, "high": [[0.1] * 3 + [0.4] * 3] * 16},
-    }
     network = dict(NETWORK, vocabulary=tokenizer.get_vocab_size())
-    config = CheckpointConfig(
-        "robovlms",
-        "tiny",
-        "franka",
-        ("front", "wrist"),
-        {"width": 64, "height": 48},
-        STATE_CHANNELS,
-        ACTION_CHANNELS,
-        16,
-        0.1,
-        network,
-        statistics,
-    )
+    config = CheckpointConfig("robovlms", "tiny", LAYOUTS, {"width": 64, "height": 48}, 16, 0.1, network)
     write_checkpoint(tmp_path / "checkpoint", config, make_network(config, "test").state_dict(), tokenizer)
     return tmp_path / "checkpoint"
 
 
-def load(folder):
-    return load_policy(str(folder), load_embodiment("franka"))
+def load(folder, embodiment="franka"):
+    return load_policy(str(folder), load_embodiment(embodiment))
 
 
 def observe(seed=0, sentence=SENTENCE, cameras=("front", "wrist"), pose=(0.5, 0.1, 0.2, 3.1, 0.1, 0.0), size=(640, 480)):
@@ -97,6 +98,35 @@ def test_image_instruction_and_state_all_change_the_chunk(folder):
     assert not np.allclose(base[:, 0] + 0.1, moved[:, 0])
 
 
+def test_the_same_weights_drive_two_arms_in_their_joints(folder):
+    policy = load(folder, "aloha")
+    frames = {name: Frame(7, np.full((48, 64, 3), 90, np.uint8), 0, name) for name in CAMERAS["aloha"]}
+    state = np.linspace(-0.3, 0.3, 14)
+    chunk = policy.infer(Observation(5, frames, Proprioception(7, LAYOUTS["aloha"].state, state), SENTENCE)).chunk
+    assert chunk.channels[0] == "left.waist.position" and chunk.channels[13] == "right.gripper.closed" and chunk.embodiment == "aloha"
+    joints = [i for i in range(14) if i not in (6, 13)]
+    assert np.abs(chunk.data[:, joints] - state[joints]).max() <= 0.2 + 1e-9
+    assert set(chunk.data[:, [6, 13]].flat) <= {0.0, 1.0}
+
+
+def test_a_batch_is_answered_like_its_observations(folder):
+    policy = load(folder)
+    one, two = observe(), observe(seed=1)
+    batch = [inference.chunk.data for inference in policy.infer_batch([one, two])]
+    assert np.allclose(batch[0], policy.infer(one).chunk.data, atol=1e-6) and np.allclose(batch[1], policy.infer(two).chunk.data, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CAMERAS)
+def test_a_layout_inverts_what_it_makes_relative(name):
+    layout, rng = LAYOUTS[name], np.random.default_rng(0)
+    width = len(layout.channels)
+    state, targets = rng.uniform(-1, 1, (5, width)), rng.uniform(-1, 1, (5, 16, width))
+    targets[..., layout.grippers] = rng.integers(0, 2, (5, 16, len(layout.arms)))
+    back = layout.absolute(layout.relative(targets, state), state)
+    assert np.allclose(layout.relative(back, state), layout.relative(targets, state), atol=1e-9)
+    assert np.array_equal(back[..., layout.grippers], targets[..., layout.grippers])
+
+
 def test_missing_camera_and_stretched_frame_are_named(folder):
     policy = load(folder)
     with pytest.raises(PolicyError, match="wrist"):
@@ -122,9 +152,10 @@ def test_state_features_do_not_jump_at_pi():
 def test_quantiles_map_clip_and_widen():
     samples = np.random.default_rng(0).normal(size=(5000, 2, 6))
     samples[..., 5] = 0
-    statistics = Quantiles.measure(samples, SMALLEST_POSE_RANGE)
+    least = np.array([0.02, 0.02, 0.02, 0.1, 0.1, 0.1])
+    statistics = Quantiles.measure(samples, least)
     assert statistics.low.shape == (2, 6)
-    assert np.allclose(statistics.high[:, 5] - statistics.low[:, 5], SMALLEST_POSE_RANGE[5])
+    assert np.allclose(statistics.high[:, 5] - statistics.low[:, 5], least[5])
     inside = np.clip(samples, statistics.low, statistics.high)
     assert np.allclose(statistics.unnormalize(statistics.normalize(inside)), inside)
     assert np.abs(statistics.normalize(samples * 100)).max() == 1
@@ -133,16 +164,22 @@ def test_quantiles_map_clip_and_widen():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(embodiment="aloha"), "aloha"),
-        (lambda c: c.update(cameras=["front", "left_wrist"]), "left_wrist"),
-        (lambda c: c.update(channels=c["channels"][::-1]), "channels"),
-        (lambda c: c.update(state=["tcp.x"]), "state"),
+        (lambda c: c["layouts"].pop("franka"), "made for aloha, not 'franka'"),
+        (lambda c: c.update(layouts={}), "layouts"),
+        (lambda c: c["layouts"]["franka"].update(cameras=["front", "left_wrist"]), "left_wrist"),
+        (lambda c: c["layouts"]["franka"].update(cameras=[]), "cameras"),
+        (lambda c: c["layouts"]["franka"].update(cameras="front"), "list of names"),
+        (lambda c: c["layouts"]["franka"].update(channels=c["layouts"]["franka"]["channels"][::-1]), "channels"),
+        (lambda c: c["layouts"]["franka"].update(state=["tcp.x"]), "state"),
         (lambda c: c.update(system="robovlm"), "did you mean 'robovlms'"),
+        (lambda c: c.update(system=["robovlms"]), "expected a name"),
         (lambda c: c.update(horizn=3), "did you mean 'horizon'"),
+        (lambda c: c.update(horizon="16"), "horizon '16'"),
+        (lambda c: c.update(image={"width": 64}), "image"),
         (lambda c: c.pop("dt_s"), "dt_s"),
-        (lambda c: c["normalization"].pop("pose"), "normalization.pose"),
-        (lambda c: c["normalization"].update(state={"low": [0] * 10, "high": [0] * 10}), "high <= low"),
-        (lambda c: c["normalization"].update(state={"low": [0], "high": [1]}), "shape"),
+        (lambda c: c["layouts"]["franka"]["normalization"].pop("action"), "normalization.action"),
+        (lambda c: c["layouts"]["franka"]["normalization"].update(state={"low": [0] * 10, "high": [0] * 10}), "high <= low"),
+        (lambda c: c["layouts"]["franka"]["normalization"].update(state={"low": [0], "high": [1]}), "shape"),
         (lambda c: c["network"].update(backbone="kosmos"), "convolutional"),
         (lambda c: c["network"].update(hidden_size=64), "expected"),
         (lambda c: c["network"].update(layers=64), "layers"),

@@ -1,0 +1,92 @@
+"""What a VLA system is to the suite: a torch module that says what it predicts and what it loses. All the rest is shared.
+
+`NetworkPolicy` runs one behind the policy protocol, `training.Trainer` trains one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from vla_ros.policies.layout import Layout
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """B observations of one embodiment.
+
+    For a network with a `window` above 1 `images` and `state` may have a window of consecutive observations, [B, W, C, 3, H, W] and
+    [B, W, F] with the newest last; tokens and actions belong to that one. It takes a single observation, and the first of a window that is
+    too short, to have been there all the time.
+
+    Args:
+        embodiment: whose layout the numbers have.
+        images: float [B, C, 3, H, W] in [-1, 1], in the order of the layout's cameras.
+        state: float [B, F], normalised features.
+        tokens: int64 [B, L], the prompt.
+        prefix: float [B, P, D] or None: normalised rows that are executed whatever comes (real-time chunking), from row 0 on.
+        prefix_weights: float [P] or None: how strongly each holds, 1 .. 0.
+    """
+
+    embodiment: str
+    images: Tensor
+    state: Tensor
+    tokens: Tensor
+    prefix: Tensor | None = None
+    prefix_weights: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Batch(Inputs):
+    """Training samples: `actions` float [B, T, D] in [-1, 1] (grippers -1 | 1).
+
+    `objects` [B, O, 3] (NaN where an object is not on the table) and `roles` int64 [B, 2] (what to move, where to) serve the auxiliary
+    losses of small backbones.
+    """
+
+    actions: Tensor | None = None
+    objects: Tensor | None = None
+    roles: Tensor | None = None
+
+
+class Network(Protocol):
+    """A `torch.nn.Module` besides. Made by `System(layouts, horizon, sizes)`, see `network_policy.SYSTEMS`.
+
+    `visual_size` and `hidden_size` are the widths of what `encode` returns, 0 where the auxiliary losses have nothing to read.
+    A network with a history has `window: int` besides, see `Inputs`.
+    """
+
+    visual_size: int
+    hidden_size: int
+
+    def __init__(self, layouts: Mapping[str, Layout], horizon: int, sizes: Mapping[str, object]) -> None:
+        """Builds it. Raises PolicyError for unknown or missing sizes."""
+
+    @staticmethod
+    def prompt(layout: Layout, instruction: str, horizon: int, dt_s: float) -> str:
+        """The text that is tokenised (to `sizes["text_length"]` ids; `sizes["vocabulary"]` is how many there are)."""
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor | None, Tensor | None]:
+        """Returns the loss, its parts by name, and for the auxiliary losses visual features [B, V] and the hidden state [B, H]."""
+
+    def predict(self, inputs: Inputs) -> Tensor:
+        """Returns normalised actions [B, T, D]; a head with history adds this observation to it."""
+
+    def reset(self) -> None:
+        """Forgets the history and starts the noise anew."""
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """uint8 [..., H, W, 3] -> float [..., 3, H, W] in [-1, 1]."""
+    return images.movedim(-1, -3).float() / 127.5 - 1
+
+
+def pixels_of(frames: list[np.ndarray]) -> Tensor:
+    """Frames uint8 [H, W, 3] of one instant -> [1, C, 3, H, W]."""
+    import torch
+
+    return to_pixels(torch.from_numpy(np.stack(frames)))[None]
