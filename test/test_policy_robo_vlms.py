@@ -27,8 +27,8 @@ CONVOLUTIONAL = {
     "keypoints": 4, "head_width": 32, "head_layers": 2, "head_heads": 4, "window": 0,
 }  # fmt: skip
 VLM = {
-    "backbone": "internvl_qwen2_5", "vocabulary": WORDS, "text_length": LENGTH, "head_width": 32, "head_layers": 2, "head_heads": 4,
-    "text": {"num_hidden_layers": 2}, "vision": {"num_hidden_layers": 1},
+    "backbone": "llava", "vocabulary": WORDS, "text_length": LENGTH, "head_width": 32, "head_layers": 2, "head_heads": 4,
+    "text": {"num_hidden_layers": 2}, "vision": {"num_hidden_layers": 2},
 }  # fmt: skip
 needs_transformers = pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
 
@@ -95,6 +95,27 @@ def test_learns_a_fixed_batch_and_predicts(sizes, formulation, head):
     with torch.no_grad():
         found = trained.eval().predict(samples)
     assert found.shape == samples.actions.shape and found.isfinite().all()
+
+
+@pytest.mark.parametrize("head", ["mlp", "lstm", "transformer", "flow"])
+def test_trains_in_bfloat16(head):
+    trained = network(formulation="policy_head", head=head, window=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = trained.loss(batch())[0]
+    loss.backward()
+    assert loss.dtype == torch.float32 and loss.isfinite() and trained.backbone.lrn.grad.abs().sum() > 0
+
+
+@needs_transformers
+@pytest.mark.parametrize(
+    ("formulation", "head"),
+    [("policy_head", "lstm"), ("interleaved", "flow"), ("one_step_continuous", "expert"), ("one_step_discrete", "discrete")],
+)
+def test_runs_in_bfloat16_altogether(formulation, head):
+    policy = network(VLM, formulation=formulation, head=head, flow_steps=2).to(torch.bfloat16).eval()
+    with torch.no_grad():
+        found = policy.predict(batch(count=1))
+    assert found.dtype == torch.float32 and found.isfinite().all()
 
 
 @pytest.mark.parametrize("head", ["mlp", "lstm", "transformer"])
@@ -222,7 +243,11 @@ def test_interleaved_needs_a_decoder_only_backbone(backbone):
         ({"formulation": "one_step_continuous", "head": "mlp", "window": 4}, "one_step_continuous reads one observation"),
         ({"windw": 4}, "did you mean 'window'"),
         ({"loss": "mae"}, "valid: huber, l1, mse"),
-        ({"head_layers": 0}, "head_layers = 0, expected a whole number >= 1"),
+        ({"head_layers": 0}, "head_layers = 0, expected a whole number 1 .. 128"),
+        ({"backbone": "os:system"}, "network.backbone = 'os:system'; valid"),
+        ({"blocks": 10**9}, "blocks = 1000000000, expected a whole number 1 .. 128"),
+        ({"vocabulary": "many"}, "vocabulary = 'many'"),
+        ({"head": ["mlp"]}, "network.head = "),
         ({"head_heads": 5}, "no multiple of head_heads"),
         ({"head": "flow", "flow_tau": "uniform"}, "valid: beta, sigmoid_normal"),
     ],
@@ -230,6 +255,13 @@ def test_interleaved_needs_a_decoder_only_backbone(backbone):
 def test_wrong_sizes_are_named(changes, message):
     with pytest.raises(PolicyError, match=message):
         network(**changes)
+
+
+@needs_transformers
+@pytest.mark.parametrize("text", [{"num_hidden_layers": 10**9}, {"hidden_size": -8}, [3]])
+def test_wrong_sizes_of_a_language_model_are_named(text):
+    with pytest.raises(PolicyError, match=r"network\.text.* expected"):
+        network(VLM, text=text)
 
 
 def test_missing_sizes_and_wrong_observations_are_named():

@@ -72,6 +72,21 @@ def test_every_input_counts_and_padding_does_not(name):
 
 
 @needs_transformers
+@pytest.mark.parametrize("name", [*DECODER_ONLY, "idefics"])
+def test_bfloat16_is_the_same_but_for_rounding(name):
+    backbone = make(name).eval()
+    seen = observation()
+    with torch.no_grad():
+        exact = backbone.encode(*seen).hidden
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = backbone.encode(*seen).hidden
+        cast = backbone.to(torch.bfloat16).encode(*seen).hidden
+    for found in (mixed, cast):
+        assert found.dtype == torch.float32
+        assert (found - exact).abs().mean() < 0.1
+
+
+@needs_transformers
 @pytest.mark.parametrize("name", DECODER_ONLY)
 def test_interleaved_step_does_not_see_the_next(name):
     backbone = make(name).eval()

@@ -112,7 +112,7 @@ class FlowHead(nn.Module):
         return Context([block.look(tokens) for block in self.blocks], mask)
 
     def _speed(self, rows: Tensor, tau: Tensor, context: Context) -> Tensor:
-        embedded = self.embed(rows)
+        embedded = self.embed(rows.to(self.embed.weight.dtype))
         time = sinusoid(tau, embedded.shape[-1])[:, None].to(embedded.dtype).expand_as(embedded)
         x = self.mix(torch.cat([embedded, time], dim=-1)) + self.position
         for block, seen in zip(self.blocks, context.keys_values, strict=True):

@@ -125,7 +125,9 @@ class RoboVlms(nn.Module):
         if self.formulation == "interleaved" and isinstance(self.head, HEADS["mlp"]):
             window = window[:, -1:]
         spread = self._states.spread(state, inputs.embodiment)
-        return Seen(window, encoding.sequence, encoding.mask, spread, self._actions.of(inputs.embodiment), grippers)
+        dtype = next(self.head.parameters()).dtype
+        window, sequence, spread = (part.to(dtype) for part in (window, encoding.sequence, spread))
+        return Seen(window, sequence, encoding.mask, spread, self._actions.of(inputs.embodiment), grippers)
 
     def _remember(self, inputs: Inputs, *newest: Tensor) -> tuple[Tensor, ...]:
         """Adds [B, ...] to the history and returns all of it, [B, W, ...] each."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from vla_ros.core.devices import load_device
-from vla_ros.core.errors import ConfigError, PolicyError, did_you_mean
+from vla_ros.core.errors import PolicyError, did_you_mean
 from vla_ros.policies.vlms import BACKBONES
 from vla_ros.policies.vlms.backbone import REQUIRED
 
@@ -32,7 +32,12 @@ _OWN: dict[str, object] = {
     "flow_tau": "beta",
     "seed": 0,  # of the noise that flow heads start from
 }
-_COUNTS = ("text_length", "head_width", "head_layers", "head_heads", "flow_steps")
+# A broken file must end in a message, not in hours of building layers.
+_LARGEST = {
+    "text_length": 8192, "head_width": 16384, "head_layers": 128, "head_heads": 256, "flow_steps": 1000,
+    "text_width": 4096, "hidden_size": 16384, "blocks": 128, "keypoints": 1024,
+}  # fmt: skip
+_LARGEST_PART = 1_000_000
 
 
 def read_sizes(sizes: Mapping[str, object]) -> tuple[type, dict[str, object]]:
@@ -43,10 +48,9 @@ def read_sizes(sizes: Mapping[str, object]) -> tuple[type, dict[str, object]]:
     """
     if "backbone" not in sizes:
         raise PolicyError(f"network lacks backbone; {did_you_mean('', BACKBONES)}")
-    try:
-        backbone = load_device(BACKBONES, str(sizes["backbone"]))
-    except ConfigError as error:
-        raise PolicyError(f"network.backbone: {error}") from error
+    if sizes["backbone"] not in list(BACKBONES):  # no import paths: a checkpoint must not choose which code runs
+        raise PolicyError(f"network.backbone = {sizes['backbone']!r:.80}; {did_you_mean(str(sizes['backbone']), BACKBONES)}")
+    backbone = load_device(BACKBONES, str(sizes["backbone"]))
     defaults = {**backbone.SIZES, **_OWN}
     for key in sizes:
         if key not in defaults:
@@ -59,9 +63,7 @@ def read_sizes(sizes: Mapping[str, object]) -> tuple[type, dict[str, object]]:
     _check_choice(values, "head", FORMULATIONS[str(values["formulation"])], f" with formulation {values['formulation']}")
     _check_choice(values, "loss", MOTION_LOSSES)
     values["window"] = _window(values)
-    for key in _COUNTS:
-        if type(values[key]) is not int or values[key] < 1:
-            raise PolicyError(f"network.{key} = {values[key]!r}, expected a whole number >= 1")
+    _check_counts(values)
     if values["head_width"] % values["head_heads"]:
         raise PolicyError(f"network.head_width = {values['head_width']} is no multiple of head_heads = {values['head_heads']}")
     if values["formulation"] == "interleaved" and not backbone.decoder_only:
@@ -72,9 +74,25 @@ def read_sizes(sizes: Mapping[str, object]) -> tuple[type, dict[str, object]]:
     return backbone, values
 
 
-def _check_choice(values: Mapping[str, object], key: str, valid: object, where: str = "") -> None:
-    if values[key] not in valid:
+def _check_choice(values: Mapping[str, object], key: str, valid: Iterable[str], where: str = "") -> None:
+    if values[key] not in list(valid):
         raise PolicyError(f"network.{key} = {values[key]!r}{where}; {did_you_mean(str(values[key]), valid)}")
+
+
+def _check_counts(values: Mapping[str, object]) -> None:
+    for key, largest in _LARGEST.items():
+        if key in values and (type(values[key]) is not int or not 1 <= values[key] <= largest):
+            raise PolicyError(f"network.{key} = {values[key]!r:.80}, expected a whole number 1 .. {largest}")
+    if type(values["vocabulary"]) is not int or not 0 <= values["vocabulary"] <= _LARGEST_PART:
+        raise PolicyError(f"network.vocabulary = {values['vocabulary']!r:.80}, expected 0 .. {_LARGEST_PART}")
+    for part in ("text", "vision"):
+        sizes = values.get(part, {})
+        if not isinstance(sizes, dict):
+            raise PolicyError(f"network.{part} = {sizes!r:.80}, expected sizes by name")
+        for key, value in sizes.items():
+            largest = 256 if "layers" in key or key == "depth" else _LARGEST_PART
+            if isinstance(value, int | float) and not 0 <= value <= largest:
+                raise PolicyError(f"network.{part}.{key} = {value!r:.80}, expected 0 .. {largest}")
 
 
 def _window(values: Mapping[str, object]) -> int:

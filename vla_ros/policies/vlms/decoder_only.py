@@ -145,7 +145,9 @@ class DecoderOnly(nn.Module, ABC):
     def _proprioception(self, state: Tensor | None, step: int) -> list[Part]:
         if state is None or self.read_state is None:
             return []
-        return [Part(self.read_state(state)[:, None], state.new_ones(len(state), 1, dtype=torch.bool), step)]
+        return [
+            Part(self.read_state(state.to(self.read_state.weight.dtype))[:, None], state.new_ones(len(state), 1, dtype=torch.bool), step)
+        ]
 
     def _learnable(self, batch: int, step: int) -> Part:
         return Part(self.lrn.expand(batch, 1, -1), torch.ones(batch, 1, dtype=torch.bool, device=self.lrn.device), step)

@@ -69,7 +69,7 @@ class Idefics(nn.Module):
         count = len(tokens)
         embeds, masks = [self.vlm.embed_tokens(tokens)], [tokens != PAD_ID]
         if state is not None and self.read_state is not None:
-            embeds.append(self.read_state(state)[:, None].to(embeds[0].dtype))
+            embeds.append(self.read_state(state.to(self.read_state.weight.dtype))[:, None].to(embeds[0].dtype))
         embeds += [self.lrn.expand(count, 1, -1).to(embeds[0].dtype), self.vlm.embed_tokens(ids)]
         masks.append(masks[0].new_ones(count, sum(part.shape[1] for part in embeds[1:])))
         mask, sequence = torch.cat(masks, dim=1), torch.cat(embeds, dim=1)
