@@ -46,7 +46,7 @@ class Block(nn.Module):
         self.heads = heads
         self.modulation = nn.Linear(width, 6 * width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.query_norm, self.key_norm = nn.RMSNorm(width // heads), nn.RMSNorm(width // heads)
+        self.query_scale, self.key_scale = (nn.Parameter(torch.ones(width // heads)) for _ in range(2))
         self.output = nn.Linear(width, width, bias=False)
         self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
@@ -61,7 +61,7 @@ class Block(nn.Module):
     def project(self, x: Tensor, shift: Tensor, scale: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, N, d] -> query, key, value [B, heads, N, head_size]."""
         qkv = self.qkv(modulate(x, shift, scale)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        query, key = self.query_norm(qkv[0]), self.key_norm(qkv[1])
+        query, key = unit_rms(qkv[0], self.query_scale), unit_rms(qkv[1], self.key_scale)
         return rotate(query, angles), rotate(key, angles), qkv[2]
 
     def forward(
@@ -87,6 +87,11 @@ class Block(nn.Module):
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return functional.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
+
+
+def unit_rms(x: Tensor, scale: Tensor) -> Tensor:
+    """In float32, which autocast would not choose by itself."""
+    return functional.rms_norm(x.float(), scale.shape, scale.float()).to(x.dtype)
 
 
 def two_layers(inner: int, width: int, outer: int) -> nn.Sequential:
