@@ -108,7 +108,7 @@ def test_batches_are_normalised_and_draw_by_stage(folder, config):
     drawn = data.draw(np.random.default_rng(0), 500)
     assert (data.step[drawn] >= 8).all()
     tokenizer = train_module.build_tokenizer(train_module.all_training_sentences(data.instructions()))
-    batch = Batches([data], Reader(tokenizer, 24, lambda layout, sentence: sentence), config.augmentation, 0).next(8)
+    batch = Batches([data], [1.0], Reader(tokenizer, 24, lambda layout, sentence: sentence), config.augmentation, 0).next(8)
     assert batch.images.shape == (8, 2, 3, 48, 64) and batch.actions.shape == (8, 16, 7) and batch.embodiment == "franka"
     assert batch.actions.abs().max() <= 1 and batch.images.abs().max() < 1.3
     assert set(batch.actions[..., 6].unique().tolist()) <= {-1.0, 1.0}

@@ -42,6 +42,7 @@ class Source:
     Args:
         simulator: an import path (see `simulator.Simulator`), looked up only when episodes are missing.
         kinds: share of each kind of task: "place", "stack", "bimanual".
+        share: how often a batch is of this robot, beside the other sources.
     """
 
     embodiment: str
@@ -51,11 +52,14 @@ class Source:
     first_seed: int
     kinds: dict[str, float]
     processes: int
+    share: float = 1.0
 
     def problems(self) -> Problems:
         for name in ("episodes", "processes"):
             if getattr(self, name) < 1:
                 yield name, f"{getattr(self, name)}, expected >= 1"
+        if not self.share > 0:
+            yield "share", f"{self.share}, expected > 0"
         if not self.kinds or min(self.kinds.values()) < 0 or not sum(self.kinds.values()) > 0:
             yield "kinds", f"{self.kinds}, expected shares of place, stack, bimanual, one above 0"
 

@@ -92,20 +92,19 @@ class Reader:
 
 
 class Batches:
-    """Endless augmented batches, each of one of `sources`, in turn."""
+    """Endless augmented batches, each of one of `sources`, drawn by their `shares`."""
 
-    def __init__(self, sources: list[Demonstrations], reader: Reader, augmentation: Augmentation, seed: int) -> None:
+    def __init__(self, sources: list[Demonstrations], shares: list[float], reader: Reader, augmentation: Augmentation, seed: int) -> None:
         self._sources, self._reader, self._augmentation = sources, reader, augmentation
         self._rng = np.random.default_rng(seed)
-        self._turn = seed
+        self._shares = np.array(shares) / np.sum(shares)
         sentences = {instruction for source in sources for instruction in source.instructions()}
         words = {word for sentence in sentences for name in keywords(sentence) for word in name.split()}
         self._kept = [reader.tokenizer.token_to_id(word) for word in words]
 
     def next(self, size: int) -> Batch:
-        data = self._sources[self._turn % len(self._sources)]
-        self._turn += 1
         rng, noise = self._rng, self._augmentation
+        data = self._sources[int(rng.choice(len(self._sources), p=self._shares))]
         indices = data.draw(rng, size)
         episodes = [data.episodes[i] for i in data.owner[indices]]
         features = data.layout.features(self._disturbed(data, data.state[indices]))

@@ -105,7 +105,7 @@ class Run:
         options, check = config.optimisation, config.check
         seed = options.seed + trainer.step
         reader = Reader(self.tokenizer, int(config.network["text_length"]), self.prompt)
-        batches = Batches(self.demonstrations, reader, config.augmentation, seed)
+        batches = Batches(self.demonstrations, [source.share for source in config.sources], reader, config.augmentation, seed)
         with Progress(options.steps, trainer.step) as progress:
             window: list[dict[str, float]] = []
             while trainer.step < options.steps:
