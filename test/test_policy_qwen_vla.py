@@ -312,7 +312,11 @@ def test_it_learns_one_batch_by_heart():
         ({"expert_blocks": 0}, "network.expert_blocks = 0"),
         ({"draws": True}, "network.draws = True"),
         ({"backbone": "convolutionl"}, "did you mean 'convolutional'"),
-        ({"keypoint": 4}, "no such size; did you mean 'keypoints'"),
+        ({"keypoint": 4}, "unknown key 'keypoint'; did you mean 'keypoints'"),
+        ({"backbone": "os:system"}, "network.backbone = 'os:system'"),
+        ({"state_width": 12}, "state_width = 12: aloha has 14"),
+        ({"theta": float("nan")}, "network.theta = nan"),
+        ({"expert_width": 10**9}, "8 .. 8192"),
     ],
 )
 def test_wrong_sizes_are_refused(sizes, message):
@@ -321,8 +325,8 @@ def test_wrong_sizes_are_refused(sizes, message):
 
 
 def test_missing_sizes_are_named():
-    with pytest.raises(PolicyError, match="lacks expert_width, seed"):
-        QwenVla(LAYOUTS, HORIZON, {key: value for key, value in SIZES.items() if key not in ("expert_width", "seed")})
+    with pytest.raises(PolicyError, match="lacks vocabulary, text_length"):
+        QwenVla(LAYOUTS, HORIZON, {key: value for key, value in SIZES.items() if key not in ("vocabulary", "text_length")})
 
 
 def test_wrong_batches_are_refused(network):
@@ -334,8 +338,6 @@ def test_wrong_batches_are_refused(network):
     holes[0, 2, 3] = float("nan")
     with pytest.raises(DataError, match="finite only in part"):
         network.loss(batch_of("franka", actions=holes))
-    with pytest.raises(PolicyError, match="state_width = 20"):
-        network.predict(dataclasses.replace(inputs_of("franka"), state=torch.zeros(2, 21)))
 
 
 def test_waypoints_and_their_path():

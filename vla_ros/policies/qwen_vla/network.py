@@ -15,12 +15,12 @@ from vla_ros.policies.layout import Layout
 from vla_ros.policies.network import Batch, Inputs
 from vla_ros.policies.qwen_vla.expert import ActionExpert, Prefix
 from vla_ros.policies.qwen_vla.prompt import embodiment_prompt
-from vla_ros.policies.qwen_vla.reader import Reading, make_reader
+from vla_ros.policies.qwen_vla.reader import Reading
+from vla_ros.policies.qwen_vla.sizes import read_sizes
 from vla_ros.policies.qwen_vla.stages import STAGES
 from vla_ros.policies.text import PAD_ID
 
 EXPERT_SIZES = ("expert_width", "expert_blocks", "expert_heads", "channels", "theta")
-OTHER_SIZES = ("backbone", "state_width", "euler_steps", "draws", "seed")
 
 
 class Context(NamedTuple):
@@ -44,27 +44,20 @@ class AnsweredBatch(Batch):
 class QwenVla(nn.Module):
     """One set of weights for all robots of `layouts`: the prompt says which one it is, its channels are the leading ones of K.
 
-    Sizes:
-        expert_width, expert_blocks, expert_heads, channels, theta: see `ActionExpert`.
-        state_width: features of proprioception that are read, 0 (the paper's choice): none.
-        euler_steps: from noise to chunk.
-        draws: pairs of tau and noise for each observation of a training batch; they share what is costly, the encoding.
-        seed: of the noise in `predict`.
-        backbone: a name of `reader.READERS`; all other sizes are that one's.
+    `sizes` are the keys of `sizes.py` and of the backbone. It starts in the stage `cpt`; see `stages.configure_stage`.
     """
 
     def __init__(self, layouts: Mapping[str, Layout], horizon: int, sizes: Mapping[str, object]) -> None:
         super().__init__()
-        sizes = _checked(layouts, sizes)
-        own = {key: sizes.pop(key) for key in OTHER_SIZES}
-        expert = {key.removeprefix("expert_"): sizes.pop(key) for key in EXPERT_SIZES}
-        self.layouts, self.horizon, self.channels = dict(layouts), horizon, expert["channels"]
-        self.state_width, self.euler_steps, self.draws = own["state_width"], own["euler_steps"], own["draws"]
+        reader, values = read_sizes(layouts, sizes)
+        self.layouts, self.horizon, self.channels = dict(layouts), horizon, values["channels"]
+        self.state_width, self.euler_steps, self.draws = values["state_width"], values["euler_steps"], values["draws"]
         cameras = tuple(sorted({camera for layout in layouts.values() for camera in layout.cameras}))
-        self.backbone = make_reader(own["backbone"], cameras, self.state_width, sizes)
+        self.backbone = reader(cameras, self.state_width, values)
+        expert = {key.removeprefix("expert_"): values[key] for key in EXPERT_SIZES}
         self.expert = ActionExpert(self.backbone.hidden_size, **expert)
         self.visual_size, self.hidden_size = self.backbone.visual_size, self.backbone.hidden_size
-        self.noise = NoiseSource(own["seed"])
+        self.noise = NoiseSource(values["seed"])
         self.stage = STAGES["cpt"]
 
     @staticmethod
@@ -80,7 +73,7 @@ class QwenVla(nn.Module):
         """Reads an observation. Raises PolicyError: an unknown embodiment, or images that the layout or the stage does not have."""
         layout = self._layout(inputs.embodiment)
         images, cameras = self._images(inputs, layout)
-        answer = getattr(inputs, "answer", None) if self.stage.text_weight else None
+        answer = inputs.answer if self.stage.text_weight and isinstance(inputs, AnsweredBatch) else None
         reading = self.backbone.read(images, self._state(inputs.state), inputs.tokens, cameras, answer)
         mask = torch.arange(self.channels, device=inputs.tokens.device) < len(layout.channels)
         return Context(reading, self.expert.prefill(reading.sequence, reading.mask, reading.positions), mask)
@@ -148,8 +141,6 @@ class QwenVla(nn.Module):
         """[B, F] -> [B, state_width]."""
         if not self.state_width:
             return None
-        if state.shape[1] > self.state_width:
-            raise PolicyError(f"{state.shape[1]} features of proprioception, network.state_width = {self.state_width}: raise it")
         return nn.functional.pad(state, (0, self.state_width - state.shape[1]))
 
     def _targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -167,22 +158,5 @@ class QwenVla(nn.Module):
 
 def text_loss(logits: Tensor, answer: Tensor) -> Tensor:
     """Cross-entropy of the next word: logits [B, n + 1, V] begin before the first of `answer` int64 [B, n]; padding does not count."""
-    return nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), answer, ignore_index=PAD_ID)
-
-
-def _checked(layouts: Mapping[str, Layout], sizes: Mapping[str, object]) -> dict[str, object]:
-    """Returns a copy. Raises PolicyError: a size is missing, or too small for a layout."""
-    missing = [key for key in (*EXPERT_SIZES, *OTHER_SIZES) if key not in sizes]
-    if missing:
-        raise PolicyError(f"network lacks {', '.join(missing)}")
-    for key in ("expert_width", "expert_blocks", "expert_heads", "channels", "euler_steps", "draws"):
-        if type(sizes[key]) is not int or sizes[key] < 1:
-            raise PolicyError(f"network.{key} = {sizes[key]!r}, expected a whole number >= 1")
-    if sizes["expert_width"] % (2 * sizes["expert_heads"]):
-        raise PolicyError(
-            f"network.expert_width = {sizes['expert_width']}: must be a multiple of 2 * expert_heads = {2 * sizes['expert_heads']}"
-        )
-    for name, layout in layouts.items():
-        if len(layout.channels) > sizes["channels"]:
-            raise PolicyError(f"network.channels = {sizes['channels']}: {name} has {len(layout.channels)}; raise it")
-    return dict(sizes)
+    losses = nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), answer, ignore_index=PAD_ID, reduction="sum")
+    return losses / (answer != PAD_ID).sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""What the action expert attends to. `READERS` is the table; each makes a sequence of states of what an observation shows and says."""
+"""What the action expert attends to: a sequence of states of what an observation shows and says. `sizes.READERS` is the table."""
 
 from __future__ import annotations
 
@@ -8,15 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vla_ros.core.devices import load_device
-from vla_ros.core.errors import PolicyError, did_you_mean
-from vla_ros.policies.vlms.backbone import REQUIRED
+from vla_ros.core.errors import PolicyError
 from vla_ros.policies.vlms.convolutional import ConvolutionalBackbone
-
-READERS = {
-    "convolutional": "vla_ros.policies.qwen_vla.reader:SmallReader",
-    "qwen3_5": "vla_ros.policies.qwen_vla.tagged_qwen:TaggedQwen35",
-}
 
 
 class Reading(NamedTuple):
@@ -37,23 +30,6 @@ class Reading(NamedTuple):
     mask: Tensor
     positions: Tensor | None = None
     logits: Tensor | None = None
-
-
-def make_reader(name: str, cameras: tuple[str, ...], state_width: int, sizes: Mapping[str, object]) -> nn.Module:
-    """Builds a reader. Raises PolicyError: unknown name, unknown or missing sizes.
-
-    `text_length`, to which the policy pads the prompt, may be among the sizes of every reader.
-    """
-    if name not in READERS:
-        raise PolicyError(f"network.backbone = {name!r}; {did_you_mean(name, READERS)}")
-    reader = load_device(READERS, name)
-    for key in sizes:
-        if key not in reader.SIZES and key != "text_length":
-            raise PolicyError(f"network.{key}: backbone {name} has no such size; {did_you_mean(key, reader.SIZES)}")
-    merged = {**reader.SIZES, **sizes}
-    if missing := [key for key, value in merged.items() if value is REQUIRED]:
-        raise PolicyError(f"network lacks {', '.join(missing)} for backbone {name}")
-    return reader(cameras, state_width, merged)
 
 
 class SmallReader(nn.Module):
