@@ -31,6 +31,9 @@ def driven_scene(embodiment: Embodiment) -> ET.Element:
     if embodiment.name == "franka":
         return _franka_scene(embodiment, names["arm"])
     scene = arm_scene(embodiment)
+    if len(embodiment.robots) > 1:
+        # Without these a bar that is held at one end turns slowly between the fingers, and a shaken hand loses it.
+        scene.find("option").attrib.update(cone="elliptic", impratio="10")
     actuators = scene.find("actuator")
     for arm, robot in embodiment.robots.items():
         for joint, low, high in zip(names[arm].joints, robot.position_min_rad, robot.position_max_rad, strict=True):
