@@ -20,7 +20,7 @@ Answer = tuple[Inference, float]
 def load_for_rig(checkpoint: str, rig: Rig) -> Policy:
     """Loads a policy for the robot and cameras of `rig`. Raises ConfigError: another attempt would not mend a wrong checkpoint."""
     try:
-        policy = load_policy(checkpoint, rig.embodiment)
+        policy = load_policy(checkpoint, rig.embodiment, rig.policy_options(checkpoint))
     except PolicyError as error:
         raise ConfigError(str(error)) from error
     missing = [name for name in policy.spec.cameras if name not in rig.cameras]
