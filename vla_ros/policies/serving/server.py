@@ -75,7 +75,7 @@ class PolicyServer:
 
     def __init__(self, policy: Policy, settings: ServeSettings) -> None:
         self._settings, self._spec = settings, policy.spec
-        self._batching = Batching(policy, settings.batch, settings.batch_wait_ms * 1e-3)
+        self._batching = Batching(policy, settings.batch, settings.batch_wait_ms * 1e-3, alone=settings.clients == 1)
         self._slots = asyncio.Semaphore(settings.clients)
         self._clients = self._number = 0
         self._metadata = pack(metadata_of(policy.spec))
