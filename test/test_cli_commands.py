@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from vla_ros.cli.main import COMMANDS
 from vla_ros.cli.running_rig import OwnDomain, RunningRig, write_own_rig
 from vla_ros.core.errors import ConfigError, DeviceError
 from vla_ros.core.rig import load_rig
@@ -24,11 +25,11 @@ def vla(*arguments, cwd=ROOT):
 def test_help_names_every_command():
     result = vla("--help")
     assert result.returncode == 0
-    for command in ("doctor", "cameras", "up", "rollout", "demo", "train", "eval"):
+    for command in COMMANDS:
         assert f" {command} " in result.stdout
 
 
-@pytest.mark.parametrize("command", ["up", "rollout", "demo", "eval"])
+@pytest.mark.parametrize("command", ["up", "rollout", "demo", "eval", "train", "policy", "serve"])
 def test_help_of_a_command_has_examples(command):
     result = vla(command, "--help")
     assert result.returncode == 0
