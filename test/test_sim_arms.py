@@ -130,7 +130,7 @@ def test_joints_go_where_they_are_told_and_no_faster_than_they_may(loop, name):
         fastest = np.maximum(fastest, np.abs(now - before) / DT_S)
         assert np.all(now > low - 0.02) and np.all(now < high + 0.02)
         before = now
-    assert np.all(fastest < limit * 1.15), fastest / limit  # a servo that was behind catches up
+    assert np.all(fastest < limit * 1.25), fastest / limit  # a servo that was behind catches up
     assert fastest.max() > 0.5
 
 
