@@ -96,12 +96,12 @@ class FakeRig:
         self.node.destroy_node()
         rclpy.shutdown(context=self.context)
 
-    def send(self, instruction: str = "do it", time_limit_s: float = 10.0, executor: str = ""):
+    def send(self, instruction: str = "do it", time_limit_s: float = 10.0, executor: str = "", **goal: object):
         """Sends a goal and returns its handle."""
         wait_for(self.client.server_is_ready, "the action server")
         time.sleep(0.3)  # the server must have found our side too, or its answer is lost; DDS tells of the own side only
-        goal = ExecuteTask.Goal(instruction=instruction, time_limit_s=time_limit_s, executor=executor)
-        sent = self.client.send_goal_async(goal, feedback_callback=lambda message: self.feedback.append(message.feedback))
+        wanted = ExecuteTask.Goal(instruction=instruction, time_limit_s=time_limit_s, executor=executor, **goal)
+        sent = self.client.send_goal_async(wanted, feedback_callback=lambda message: self.feedback.append(message.feedback))
         wait_for(sent.done, "an answer to the goal")
         return sent.result()
 

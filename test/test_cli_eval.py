@@ -8,7 +8,7 @@ import synthetic_rollout as synthetic
 from rich.console import Console
 
 from vla_ros.cli import tally
-from vla_ros.cli.episodes import plan_episodes, split_executors
+from vla_ros.cli.episodes import plan_episodes, split_delays, split_executors
 from vla_ros.cli.evaluation import Evaluation
 from vla_ros.cli.target_shift import DESCENDED_M, LATEST_S, TargetShift
 from vla_ros.core.errors import ConfigError, DeviceError
@@ -30,7 +30,7 @@ class FakeClient:
     """Ends every episode by the list of words; "dead" is a rig that has died."""
 
     def __init__(self, words):
-        self.words, self.resets = list(words), []
+        self.words, self.resets, self.asked = list(words), [], []
         self.task_detail, self.tcp_height_m, self.feedback = "red block 0.41 m from the plate", 0.5, None
 
     def recover_robots(self):
@@ -42,7 +42,8 @@ class FakeClient:
     def reset_scene(self, seed, task):
         self.resets.append((seed, task))
 
-    def execute(self, instruction, time_limit_s, executor, *, task, seed, on_turn):
+    def execute(self, instruction, time_limit_s, executor, *, task, seed, on_turn, inference_delay_s):
+        self.asked.append((executor, inference_delay_s, seed))
         word = self.words.pop(0)
         if word == "dead":
             raise DeviceError("the rig ended by itself")
@@ -165,6 +166,30 @@ def test_several_executors_run_the_same_seeds(tmp_path):
     assert client.resets[:2] == client.resets[2:]
     table = (tmp_path / "executors.md").read_text().splitlines()
     assert "`first` | 100%" in table[2] and "`rtc` | 50%" in table[3]
+
+
+def test_every_executor_meets_every_delay_on_the_same_seeds(tmp_path):
+    client = FakeClient(["success"] * 5 + ["failure"] * 3)
+    evaluation = Evaluation(Console(quiet=True), SETTINGS, ["first", "rtc"], tmp_path / "eval.json", tmp_path, [0.0, 250.0])
+    evaluation.run(client, "franka_sim", plan_episodes(7, 2, "canonical"))
+    evaluation.finish()
+    assert client.asked == [(name, delay_s, seed) for name in ("first", "rtc") for delay_s in (0.0, 0.25) for seed in (7, 8)]
+    table = (tmp_path / "executors.md").read_text().splitlines()
+    assert table[0].startswith("| executor | delay (ms) | success |")
+    starts = ["`first` | 0 | 100%", "`first` | 250 | 100%", "`rtc` | 0 | 50%", "`rtc` | 250 | 0%"]
+    assert [line[2 : 2 + len(start)] for line, start in zip(table[2:], starts, strict=True)] == starts
+    content = json.loads((tmp_path / "eval.json").read_text())
+    assert content["settings"]["delays_ms"] == [0.0, 250.0]
+    assert [row["delay (ms)"] for row in content["executors"]] == ["0", "250"] * 2
+    assert [episode["inference_delay_ms"] for episode in content["episodes"]] == [0.0, 0.0, 250.0, 250.0] * 2
+    assert (tmp_path / "delays.png").stat().st_size > 10_000, "also where a variant never succeeded"
+
+
+def test_split_delays():
+    assert split_delays("0, 100,400,100") == [0.0, 100.0, 400.0]
+    for wrong, words in (("", "empty"), ("0,fast", "'fast' is no number"), ("5001", "5000"), ("-1", "5000"), ("nan", "5000")):
+        with pytest.raises(ConfigError, match=words):
+            split_delays(wrong)
 
 
 class Reply:

@@ -95,9 +95,24 @@ def test_one_goal_at_a_time_and_cancel(rig: FakeRig):
     ends_in_hold(rig, result.reason)
 
 
-@pytest.mark.parametrize("goal", [{"instruction": " "}, {"time_limit_s": 0.0}, {"executor": "mean"}])
+@pytest.mark.parametrize(
+    "goal",
+    [
+        {"instruction": " "}, {"time_limit_s": 0.0}, {"executor": "mean"},
+        {"inference_delay_s": -0.1}, {"inference_delay_s": 5.1}, {"inference_delay_s": float("nan")},
+    ],
+)  # fmt: skip
 def test_bad_goals_are_refused(rig: FakeRig, goal: dict):
     assert not rig.send(**goal).accepted
+
+
+def test_a_delay_of_inference_is_counted_and_belongs_to_its_goal_alone(rig: FakeRig):
+    medians_ms = []
+    for delay_s in (0.3, 0.0):
+        result = rig.result(rig.send(time_limit_s=2.0, inference_delay_s=delay_s))[1]
+        assert result.outcome == "time_limit"
+        medians_ms.append(json.loads(result.statistics)["inference_ms"]["p50"])
+    assert medians_ms[0] >= 300.0 > medians_ms[1]
 
 
 @pytest.mark.parametrize(("outcome", "name"), [(TaskOutcome.SUCCESS, "success"), (TaskOutcome.FAILURE, "failure")])

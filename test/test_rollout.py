@@ -466,6 +466,8 @@ def test_the_worker_warms_up_resets_and_carries_errors():
     with pytest.raises(PolicyError, match="NoneType"):
         answer("nothing")
     assert worker.idle() and answer("again")[1] >= 0.0
+    worker.delay_s = 0.02
+    assert answer("delayed")[1] >= 0.02, "the wall time includes it"
     worker.close()
 
 

@@ -10,6 +10,7 @@ from vla_ros.core.errors import ConfigError, did_you_mean
 from vla_ros.sim.tasks import task_of_seed
 from vla_ros.training.phrasings import HELD_OUT_TEMPLATES, TRAIN_TEMPLATES, held_out, rephrase
 
+LONGEST_DELAY_MS = 5000.0  # of the policy node
 INSTRUCTION_SETS = ("canonical", "train", "held-out")
 
 
@@ -73,3 +74,20 @@ def split_executors(text: str) -> list[str]:
     if not names:
         raise ConfigError("--executors is empty; example: first,ensemble:weighting=age,m=2")
     return names
+
+
+def split_delays(text: str) -> list[float]:
+    """Reads "0,100,400" as delays in ms, each once. Raises ConfigError: not numbers of 0 .. 5000, or none."""
+    delays: list[float] = []
+    for piece in filter(None, (piece.strip() for piece in text.split(","))):
+        try:
+            delay_ms = float(piece)
+        except ValueError:
+            raise ConfigError(f"--delays '{text}': '{piece}' is no number of ms; example: 0,100,200,400") from None
+        if not 0 <= delay_ms <= LONGEST_DELAY_MS:
+            raise ConfigError(f"--delays '{text}': {piece} ms, expected 0 .. {LONGEST_DELAY_MS:g}")
+        if delay_ms not in delays:
+            delays.append(delay_ms)
+    if not delays:
+        raise ConfigError("--delays is empty; example: 0,100,200,400")
+    return delays

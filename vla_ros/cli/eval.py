@@ -21,6 +21,7 @@ def eval(
     policy: Annotated[str | None, typer.Option(help='Checkpoint instead of the rig\'s; "script" is the scripted expert.')] = None,
     executor: Annotated[str | None, typer.Option(help='Executor instead of the rig\'s, e.g. "ensemble:weighting=adaptive".')] = None,
     executors: Annotated[str | None, typer.Option(help="Compare several, separated by commas, on the same seeds.")] = None,
+    delays: Annotated[str | None, typer.Option(help="Compare inference that takes so many ms longer, separated by commas.")] = None,
     instruction_set: Annotated[str, typer.Option(help='"canonical", "train" or "held-out" (never trained on) wordings.')] = "canonical",
     move_target: Annotated[float, typer.Option(min=0.0, max=0.2, help="Move the target block by so many m before the grasp.")] = 0.0,
     time_limit: Annotated[float, typer.Option(min=0.1, help="Time limit of an episode in s.")] = 20.0,
@@ -29,7 +30,8 @@ def eval(
 ) -> None:
     """Counts successes over seeded episodes of the table's tasks (two arms: also passing a bar and lifting a tray).
 
-    Results are written after each episode.
+    Results are written after each episode. With --executors and --delays every executor meets every delay on the same seeds: the table
+    (executors.md) and the plot (delays.png) show which of them bears slow inference.
 
     The target is moved (--move-target) in a direction drawn from the seed when the TCP first comes below 0.22 m, 3 s after
     the start at the latest. Exit status: 0 when all episodes ran, however they ended; 2 when the rig died.
@@ -43,10 +45,12 @@ def eval(
       vla eval --episodes 100 --instruction-set held-out
 
       vla eval --episodes 20 --move-target 0.06 --executors "first,chunk:execute_steps=8,ensemble,ensemble:weighting=adaptive,rtc"
+
+      vla eval --episodes 10 --executors "first,chunk:execute_steps=8,ensemble:weighting=age" --delays "0,100,200,400"
     """
     from rich.console import Console
 
-    from vla_ros.cli.episodes import plan_episodes, split_executors
+    from vla_ros.cli.episodes import plan_episodes, split_delays, split_executors
     from vla_ros.cli.evaluation import Evaluation
     from vla_ros.core.rig import load_rig
     from vla_ros.sim.layout import layout_of
@@ -59,7 +63,7 @@ def eval(
         check_executor(name)
     settings = {"rig": rig, "policy": policy or "", "executor": executor or "", "seed": seed, "instruction_set": instruction_set}
     settings |= {"move_target_m": move_target, "time_limit_s": time_limit}
-    evaluation = Evaluation(Console(), settings, names, json or folder / "eval.json", folder)
+    evaluation = Evaluation(Console(), settings, names, json or folder / "eval.json", folder, split_delays(delays) if delays else [0.0])
     _run(evaluation, plan, rig, folder, policy)
 
 

@@ -22,28 +22,35 @@ _EPISODE_FIGURES = ("chunks", *tally.FIGURES, "holds", "rejected", "frames")
 
 
 class Evaluation:
-    """The episodes of one or more executors on the same seeds.
+    """The episodes of one or more executors, with one or more delays of inference, on the same seeds.
 
     Args:
         console: for the progress bar and one line per episode.
         settings: rig, policy, seed, ...; kept with the results.
         executors: names with options; "" is the rig's own.
         path: of the JSON, rewritten after each episode.
-        folder: for the plot, and the Markdown table of several executors.
+        folder: for the plots, and the Markdown table of several executors or delays.
+        delays_ms: added to every inference; every executor meets every delay.
     """
 
-    def __init__(self, console: Console, settings: Mapping[str, object], executors: Sequence[str], path: Path, folder: Path) -> None:
-        self._console, self._settings, self._executors, self._path, self._folder = console, settings, executors, path, folder
+    def __init__(
+        self, console: Console, settings: Mapping[str, object], executors: Sequence[str], path: Path, folder: Path,
+        delays_ms: Sequence[float] = (0.0,),
+    ) -> None:  # fmt: skip
+        self._console, self._path, self._folder = console, path, folder
+        self._settings = {**settings, "delays_ms": list(delays_ms)}
+        self._variants = [(executor, delay_ms) for executor in executors for delay_ms in delays_ms]
+        self._delayed = len(delays_ms) > 1 or delays_ms[0] > 0
         self._episodes: list[dict[str, object]] = []
 
     def run(self, client: RolloutClient, rig: str, plan: Sequence[EpisodePlan]) -> None:
         """Runs all episodes; a failed one does not end the evaluation, a dead rig does (DeviceError)."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         with Progress(*columns, console=self._console, transient=True) as bar:
-            job = bar.add_task(rig, total=len(plan) * len(self._executors))
-            for executor in self._executors:
+            job = bar.add_task(rig, total=len(plan) * len(self._variants))
+            for executor, delay_ms in self._variants:
                 for episode in plan:
-                    self._episodes.append(self._run_one(client, episode, executor))
+                    self._episodes.append(self._run_one(client, episode, executor, delay_ms))
                     write_json(self._path, self.results())
                     bar.update(job, advance=1, description=f"{self.results()['success_rate']:.0%} success")
                     self._console.print(_line(self._episodes[-1]), highlight=False, soft_wrap=True)
@@ -55,21 +62,25 @@ class Evaluation:
             results["phrasings"] = tally.by(self._episodes, "phrasing")
             results["phrasings_mean_success_rate"] = tally.mean_rate(results["phrasings"])
         results["tasks"] = tally.by(self._episodes, "task")
-        if len(self._executors) > 1:
+        if len(self._variants) > 1:
             results["executors"] = self._sweep()
         return results
 
     def finish(self) -> None:
-        """Writes the plot and the table, and prints the result; also of an evaluation that was broken off."""
+        """Writes the plots and the table, and prints the result; also of an evaluation that was broken off."""
         if not self._episodes:
             return
+        from vla_ros.cli.delay_plot import write_delay_plot
         from vla_ros.cli.evaluation_plot import write_plot
 
         results = self.results()
         plot = self._folder / "eval.png"
         write_plot(self._episodes, results, plot)
         files = [self._path, plot]
-        if len(self._executors) > 1:
+        if self._delayed:
+            files.append(self._folder / "delays.png")
+            write_delay_plot(self._episodes, files[-1])
+        if len(self._variants) > 1:
             table = self._folder / "executors.md"
             table.write_text(tally.markdown(results["executors"]), encoding="utf-8")
             files.append(table)
@@ -84,22 +95,23 @@ class Evaluation:
         for path in files:
             self._console.print(f"  {path}", highlight=False, soft_wrap=True)
 
-    def _run_one(self, client: RolloutClient, episode: EpisodePlan, executor: str) -> dict[str, object]:
+    def _run_one(self, client: RolloutClient, episode: EpisodePlan, executor: str, delay_ms: float) -> dict[str, object]:
         client.recover_robots()
         client.reset_scene(episode.seed, episode.task)
         distance_m = float(self._settings["move_target_m"])
         shift = TargetShift(distance_m, episode.seed, client.move_object, lambda: client.tcp_height_m, lambda: client.feedback.elapsed_s)
         outcome = client.execute(
             episode.instruction, float(self._settings["time_limit_s"]), executor, task=episode.task, seed=episode.seed,
-            on_turn=shift.turn if distance_m else lambda: None,
+            on_turn=shift.turn if distance_m else lambda: None, inference_delay_s=delay_ms * 1e-3,
         )  # fmt: skip
         if outcome.outcome == "canceled":
             raise KeyboardInterrupt
-        return {"asked_executor": executor, **_as_episode(outcome, episode, client.task_detail, shift if distance_m else None)}
+        asked = {"asked_executor": executor, "inference_delay_ms": delay_ms}
+        return asked | _as_episode(outcome, episode, client.task_detail, shift if distance_m else None)
 
     def _sweep(self) -> list[dict[str, object]]:
-        groups = {name: [e for e in self._episodes if e["asked_executor"] == name] for name in self._executors}
-        return [tally.sweep_row(name or "the rig's", group) for name, group in groups.items() if group]
+        groups = tally.variants(self._episodes)
+        return [tally.sweep_row(name or "the rig's", group, ms if self._delayed else None) for (name, ms), group in groups.items()]
 
 
 def _as_episode(outcome: Outcome, episode: EpisodePlan, detail: str, shift: TargetShift | None) -> dict[str, object]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vla_ros.cli import tally
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -36,12 +38,15 @@ def write_plot(episodes: Sequence[Mapping[str, object]], results: Mapping[str, o
     pyplot.close(figure)
 
 
-def _plot_rates(axis: Axes, results: Mapping[str, object]) -> None:
-    """Success with its 95 % interval: by executor where several ran, else by wording, else by task."""
-    if "executors" in results:
-        from vla_ros.cli.tally import by
+def _variant(episode: Mapping[str, object]) -> str:
+    name = str(episode["asked_executor"]) or "as the rig says"
+    return f"{name}, {episode['inference_delay_ms']:g} ms more" if episode["inference_delay_ms"] else name
 
-        groups = by(results["episodes"], "asked_executor")
+
+def _plot_rates(axis: Axes, results: Mapping[str, object]) -> None:
+    """Success with its 95 % interval: by executor and delay where several ran, else by wording, else by task."""
+    if "executors" in results:
+        groups = tally.by([{**e, "variant": _variant(e)} for e in results["episodes"]], "variant")
     else:
         groups = results.get("phrasings") or results["tasks"]
     names = list(groups)

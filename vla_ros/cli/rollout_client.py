@@ -145,7 +145,7 @@ class RolloutClient:
 
     def execute(
         self, instruction: str, time_limit_s: float, executor: str = "", *, task: str = "", seed: int | None = None,
-        on_turn: Callable[[], None] = lambda: None,
+        on_turn: Callable[[], None] = lambda: None, inference_delay_s: float = 0.0,
     ) -> Outcome:  # fmt: skip
         """Rolls the policy out until it ends; Ctrl-C cancels.
 
@@ -155,11 +155,12 @@ class RolloutClient:
             executor: "" takes the rig's.
             task, seed: what is judged; only noted in the outcome.
             on_turn: called about 20 times a second.
+            inference_delay_s: added to every inference, 0 .. 5 s.
 
         Raises:
             DeviceError: the policy node is not there, refuses the goal or does not answer.
         """
-        goal = ExecuteTask.Goal(instruction=instruction, time_limit_s=time_limit_s, executor=executor)
+        goal = ExecuteTask.Goal(instruction=instruction, time_limit_s=time_limit_s, executor=executor, inference_delay_s=inference_delay_s)
         handle = self._send(goal)
         result = handle.get_result_async()
 

@@ -58,6 +58,14 @@ def by(episodes: Iterable[Episode], key: str) -> dict[str, dict[str, object]]:
     return {name: {"episodes": len(group), **_rates(group)} for name, group in groups.items()}
 
 
+def variants(episodes: Iterable[Episode]) -> dict[tuple[str, float], list[Episode]]:
+    """Returns the episodes grouped by (executor, added ms of inference), in order of appearance."""
+    groups: dict[tuple[str, float], list[Episode]] = {}
+    for episode in episodes:
+        groups.setdefault((str(episode["asked_executor"]), float(episode["inference_delay_ms"])), []).append(episode)
+    return groups
+
+
 def mean_rate(groups: Mapping[str, Mapping[str, object]]) -> float | None:
     """Returns the mean of the groups' success rates; None without groups."""
     return round(fmean(group["success_rate"] for group in groups.values()), 4) if groups else None
@@ -72,13 +80,14 @@ def markdown(rows: Sequence[Mapping[str, object]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def sweep_row(executor: str, episodes: Sequence[Episode]) -> dict[str, object]:
-    """Returns one line of the executors' table."""
+def sweep_row(executor: str, episodes: Sequence[Episode], delay_ms: float | None = None) -> dict[str, object]:
+    """Returns one line of the executors' table; with a column for the added ms of inference unless it is None."""
     total = tally(episodes)
     figures, duration = total["figures"], total["success_duration_s"]
     low, high = total["success_interval_95"]
     return {
         "executor": f"`{executor}`",
+        **({} if delay_ms is None else {"delay (ms)": f"{delay_ms:g}"}),
         "success": f"{total['success_rate']:.0%} ({low:.0%} to {high:.0%})",
         "wrong object": f"{total['wrong_object_rate']:.0%}",
         "time (s)": duration and duration["mean"],

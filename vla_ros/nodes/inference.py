@@ -14,6 +14,7 @@ from vla_ros.core.rig import Rig
 from vla_ros.core.types import ActionChunk, Inference, Observation
 from vla_ros.policies import load_policy
 
+LONGEST_DELAY_S = 5.0
 Answer = tuple[Inference, float]
 
 
@@ -32,6 +33,8 @@ def load_for_rig(checkpoint: str, rig: Rig) -> Policy:
 class InferenceWorker:
     """Give it work with `warm_up` or `infer`, then ask `take` until the answer is there.
 
+    `delay_s` (s) is added to every inference that is given from then on, for a policy that is slower than it is; the warm-up is spared.
+
     Args:
         policy: used by the worker's thread only.
         report: is told what the policy raised when it is not a VlaError.
@@ -42,6 +45,7 @@ class InferenceWorker:
         self.spec = policy.spec
         self._nice = nice
         self._policy, self._report = policy, report
+        self.delay_s = 0.0
         self._work: SimpleQueue[Callable[[], Inference] | None] = SimpleQueue()
         self._answers: SimpleQueue[Answer | VlaError] = SimpleQueue()
         self._busy = False
@@ -65,7 +69,14 @@ class InferenceWorker:
         self._put(call)
 
     def infer(self, observation: Observation) -> None:
-        self._put(lambda: self._policy.infer(observation))
+        delay_s = self.delay_s
+
+        def call() -> Inference:
+            inference = self._policy.infer(observation)
+            time.sleep(delay_s)
+            return inference
+
+        self._put(call)
 
     def take(self) -> Answer | None:
         """Returns the answer and its wall time in s, None while there is none. Raises what the policy raised, as a VlaError."""
