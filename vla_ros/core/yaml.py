@@ -72,6 +72,8 @@ def read(path: str | Path) -> Node:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text ({error})") from None
     loader = _Loader(text)
     try:
         root = loader.get_single_node()
@@ -81,6 +83,8 @@ def read(path: str | Path) -> Node:
         raise Node(None, path, line).error("", f"not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise Node(None, path, 1).error("", f"not valid YAML: {error}") from None
+    except (ValueError, RecursionError) as error:  # a date that does not exist, a number of thousands of digits, brackets without end
+        raise Node(None, path, 1).error("", f"a value cannot be read: {error}") from None
     finally:
         loader.dispose()
     if not isinstance(node.value, dict):

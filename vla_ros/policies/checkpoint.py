@@ -52,7 +52,7 @@ def read_config(folder: Path) -> CheckpointConfig:
         raise PolicyError(f"{path}: no such file; a checkpoint is a folder with {CONFIG}, {WEIGHTS} and {TOKENIZER}")
     try:
         values = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and brackets without end
         raise PolicyError(f"{path}: not JSON ({error}): restore the file or train again") from None
     if not isinstance(values, dict):
         raise PolicyError(f"{path}: holds a {type(values).__name__}, expected an object")
