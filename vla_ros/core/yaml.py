@@ -74,7 +74,10 @@ def read(path: str | Path) -> Node:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text ({error})") from None
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.YAMLError as error:  # a character that no YAML may hold
+        raise Node(None, path, 1).error("", f"not valid YAML: {error}") from None
     try:
         root = loader.get_single_node()
         node = Node({}, path, 1) if root is None else _convert(loader, root, path, root.start_mark.line + 1)

@@ -33,7 +33,17 @@ def make_network(config: CheckpointConfig, origin: str) -> nn.Module:
         return system(config.layouts, config.horizon, config.network)
     except PolicyError as error:
         raise PolicyError(f"{origin}: {error}") from error
-    except (TypeError, ValueError, RuntimeError, AssertionError, KeyError, AttributeError, OverflowError) as error:
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+        AssertionError,
+        KeyError,
+        AttributeError,
+        OverflowError,
+        MemoryError,
+        RecursionError,
+    ) as error:
         raise PolicyError(f"{origin}: network {config.network} cannot be built ({type(error).__name__}: {error})") from error
 
 
