@@ -177,3 +177,12 @@ def test_nodes_end_with_a_killed_vla(run):
     process.kill()
     process.wait()
     assert wait_until(lambda: not fake_nodes())
+
+
+def test_a_node_whose_vla_died_while_it_started_ends_too():
+    """The parent that it is told of is gone already: there will be no signal of its death."""
+    code = "import os; from vla_ros.cli.processes import die_with_parent; die_with_parent(15, os.getppid() + 1); print('lives')"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}, capture_output=True
+    )
+    assert ended.returncode == -signal.SIGTERM and b"lives" not in ended.stdout

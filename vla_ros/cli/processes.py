@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import shlex
 import signal
@@ -44,9 +45,16 @@ def full_name(spec: NodeSpec) -> str:
     return "/".join(["", *filter(None, [spec.namespace.strip("/"), spec.name])])
 
 
-def die_with_parent(signum: int = signal.SIGTERM) -> None:
-    """Asks Linux to send `signum` to this process when its parent dies, so that a killed `vla` leaves no node behind."""
+def die_with_parent(signum: int = signal.SIGTERM, parent: int | None = None) -> None:
+    """Asks Linux to send `signum` to this process when its parent dies, so that a killed `vla` leaves no node behind.
+
+    Args:
+        signum: the signal.
+        parent: the parent's process id; one that has died before this call is missed otherwise.
+    """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signum, 0, 0, 0)
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), signum)
 
 
 def run_nodes(
@@ -104,8 +112,8 @@ class _NodeProcess(Process):
     """A node that ends when `vla` is gone, whichever way it went."""
 
     def run(self, events: object = None, ignore_signals: bool = False) -> None:
-        die_with_parent(signal.SIGKILL)
-        self._child_ctor = partial(Popen, preexec_fn=die_with_parent)
+        die_with_parent(signal.SIGKILL, multiprocessing.parent_process().pid)
+        self._child_ctor = partial(Popen, preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()))
         super().run(events, ignore_signals)
 
 
