@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from vla_ros.core.errors import ConfigError, PolicyError, VlaError
+from vla_ros.core.errors import ConfigError, DataError, PolicyError, VlaError
 from vla_ros.core.interfaces import Policy
 from vla_ros.core.rig import Rig
 from vla_ros.core.types import ActionChunk, Inference, Observation
@@ -28,6 +28,12 @@ def load_for_rig(checkpoint: str, rig: Rig) -> Policy:
     if missing:
         raise ConfigError(f"{checkpoint} needs camera {', '.join(missing)}; rig {rig.name} has {', '.join(rig.cameras)}")
     return policy
+
+
+def check_delay(delay_s: float) -> None:
+    """Raises DataError for a delay that no inference may be given."""
+    if not 0 <= delay_s <= LONGEST_DELAY_S:
+        raise DataError(f"inference_delay_s {delay_s}, expected 0 .. {LONGEST_DELAY_S:g} s")
 
 
 class InferenceWorker:

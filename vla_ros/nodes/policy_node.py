@@ -15,7 +15,7 @@ from vla_ros.core.executors import make_executor, parse_executor
 from vla_ros.core.observation import ObservationBuffer
 from vla_ros.core.rig import PolicyRig, load_rig
 from vla_ros.nodes import msgs, qos
-from vla_ros.nodes.inference import LONGEST_DELAY_S, InferenceWorker, load_for_rig
+from vla_ros.nodes.inference import InferenceWorker, check_delay, load_for_rig
 from vla_ros.nodes.lifecycle import Health, VlaNode, run
 from vla_ros.nodes.observation_input import ObservationInput
 from vla_ros.nodes.pace import Pace
@@ -44,8 +44,7 @@ class PolicyNode(VlaNode):
         self._nice = self.parameter("inference_nice", 5, "How far the inference thread gives way, as of nice(1)", low=0, high=19)
         self._rollout: Rollout | None = None
         self._handle: ServerGoalHandle | None = None
-        self._released = False
-        self._close: list = []
+        self._released, self._close = False, []
 
     # Lifecycle.
 
@@ -113,8 +112,7 @@ class PolicyNode(VlaNode):
             raise DeviceError(f"'{self._rollout.goal.instruction}' is still running; cancel it first")
         if not goal.instruction.strip() or not goal.time_limit_s > 0:
             raise DataError(f"it needs an instruction and a time limit > 0 s (given: {goal.time_limit_s})")
-        if not 0 <= goal.inference_delay_s <= LONGEST_DELAY_S:
-            raise DataError(f"inference_delay_s {goal.inference_delay_s}, expected 0 .. {LONGEST_DELAY_S:g} s")
+        check_delay(goal.inference_delay_s)
         self._chosen(goal.executor)
 
     def _chosen(self, executor: str) -> dict[str, object]:
@@ -135,8 +133,7 @@ class PolicyNode(VlaNode):
         self._handle, self._released = handle, False
         self._control = self.create_timer(self._period_ns * 1e-9, self._tick, clock=self.steady_clock)
         self._pace = Pace(self.steady_ns(), self._period_ns)
-        delay = f", inference {goal.inference_delay_s:g} s slower" if goal.inference_delay_s else ""
-        self.get_logger().info(f"'{goal.instruction}', {goal.time_limit_s:g} s, executor {self._chosen_executor}{delay}")
+        self.get_logger().info(f"'{goal.instruction}', {goal.time_limit_s:g} s, executor {self._chosen_executor}")
 
     def _tick(self) -> None:
         """Commands first: everything else may be late."""
