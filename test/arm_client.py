@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from array import array
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import pytest
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.action import ActionClient
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import JointState
@@ -24,6 +23,7 @@ from vla_msgs.srv import SetSource
 from vla_ros.core.embodiment import RobotDescription, load_embodiment
 from vla_ros.core.types import Action
 from vla_ros.nodes import msgs, qos
+from vla_ros.nodes.spinning import Spinning
 
 ROBOT = load_embodiment("franka").robots["arm"]
 VELOCITIES = tuple(f"{joint}.velocity" for joint in ROBOT.joints)
@@ -71,16 +71,9 @@ class Client:
         }
         self.move = ActionClient(self.node, MoveToJoints, f"{name}/move_to_joints")
         self.node.create_timer(0.02, self._stream)
-        self._executor = SingleThreadedExecutor(context=self.context)
-        self._executor.add_node(self.node)
-        self._thread = threading.Thread(target=self._spin, daemon=True)
-        self._thread.start()
-
-    def _spin(self) -> None:
-        try:
-            self._executor.spin()
-        except ExternalShutdownException:
-            return
+        executor = SingleThreadedExecutor(context=self.context)
+        executor.add_node(self.node)
+        self._spinning = Spinning(executor, "ear")
 
     def _on_status(self, message: RobotStatus) -> None:
         self.status = message
@@ -130,7 +123,8 @@ class Client:
         return sorted((report for report in found if topic in report.topic), key=lambda report: report.stamp_ns)
 
     def close(self) -> None:
-        self._executor.shutdown(2.0)
+        self._spinning.close()
+        self._spinning.check()
         self.node.destroy_node()
         rclpy.shutdown(context=self.context)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 import time
 from array import array
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import rclpy
 from rclpy.action import ActionClient
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 
@@ -23,6 +22,7 @@ from vla_msgs.srv import SetSource
 from vla_ros.core.channels import TCP_POSE
 from vla_ros.core.embodiment import load_embodiment
 from vla_ros.nodes import msgs, qos
+from vla_ros.nodes.spinning import Spinning
 
 CAMERAS = ("front", "wrist")
 RIG = """
@@ -79,20 +79,13 @@ class FakeRig:
             self.node.create_timer(period_s, callback)
         self.client = ActionClient(self.node, ExecuteTask, "/policy/execute_task")
         self.feedback: list[ExecuteTask.Feedback] = []
-        self._executor = SingleThreadedExecutor(context=self.context)
-        self._executor.add_node(self.node)
-        self._thread = threading.Thread(target=self._spin, daemon=True)
-        self._thread.start()
-
-    def _spin(self) -> None:
-        try:
-            self._executor.spin()
-        except ExternalShutdownException:
-            return
+        executor = SingleThreadedExecutor(context=self.context)
+        executor.add_node(self.node)
+        self._spinning = Spinning(executor, "ear")
 
     def close(self) -> None:
-        self._executor.shutdown()
-        self._thread.join()
+        self._spinning.close()
+        self._spinning.check()
         self.node.destroy_node()
         rclpy.shutdown(context=self.context)
 

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import rclpy
 import yaml
 from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import JointState
@@ -27,6 +26,7 @@ from vla_ros.cli.running_rig import OwnDomain, write_own_rig
 from vla_ros.core.embodiment import find_config
 from vla_ros.core.rig import load_rig, node_specs
 from vla_ros.nodes import msgs, qos
+from vla_ros.nodes.spinning import Spinning
 
 ROOT = Path(__file__).parents[1]
 # A busy machine must not bring about other faults than the test's: these only say how late a fault is noticed.
@@ -124,14 +124,13 @@ class Witness:
         self._node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, QoSProfile(depth=100))
         self._node.create_subscription(JointState, "/arm/joint_states", self._on_joints, qos.STATE)
         self._log = self._node.create_client(Trigger, "/simulation/motion_log")
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self._node)
-        self._thread = threading.Thread(target=self._spin, daemon=True)
-        self._thread.start()
+        executor = SingleThreadedExecutor(context=self._context)
+        executor.add_node(self._node)
+        self._spinning = Spinning(executor, "ear")
 
     def close(self) -> None:
-        self._executor.shutdown()
-        self._thread.join()
+        self._spinning.close()
+        self._spinning.check()
         self._node.destroy_node()
         rclpy.shutdown(context=self._context)
 
@@ -157,12 +156,6 @@ class Witness:
             if asked.done() and asked.result().success:
                 return asked.result().message
         raise AssertionError("no answer of /simulation/motion_log")
-
-    def _spin(self) -> None:
-        try:
-            self._executor.spin()
-        except ExternalShutdownException:
-            return
 
     def _on_status(self, message: RobotStatus) -> None:
         text = f"{message.reason}: {message.detail}"

@@ -7,12 +7,14 @@ import time
 
 import pytest
 import rclpy
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import String
 
 from vla_ros.cli.running_rig import OwnDomain
 from vla_ros.nodes import qos
 from vla_ros.nodes.listener import Listener
+from vla_ros.nodes.spinning import Spinning
 from vla_ros.nodes.steady_loop import SteadyLoop, locked
 
 
@@ -117,3 +119,24 @@ def test_a_listener_hears_in_its_own_thread_and_tells_its_crash(node):
             listener.check()
     finally:
         listener.close()
+
+
+def test_a_thread_about_to_wait_hears_that_it_is_closed(node):
+    """rclpy's own `shutdown` loses this race: the thread then waits for a message that may never come."""
+    executor, about_to_wait, closed = SingleThreadedExecutor(context=node.context), threading.Event(), threading.Event()
+    nodes = executor.get_nodes
+
+    def between_the_look_and_the_wait():
+        about_to_wait.set()
+        closed.wait(20.0)
+        return nodes()
+
+    executor.get_nodes = between_the_look_and_the_wait
+    spinning = Spinning(executor, "spinning")
+    assert about_to_wait.wait(20.0)
+    closing = threading.Thread(target=spinning.close, daemon=True)
+    closing.start()
+    wait_for(spinning._closed.done, "told to close")
+    closed.set()
+    closing.join(20.0)
+    assert not closing.is_alive()

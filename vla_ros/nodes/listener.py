@@ -11,6 +11,8 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
+from vla_ros.nodes.spinning import Spinning
+
 
 class _OneThread(MutuallyExclusiveCallbackGroup):
     """Closed to every thread but `thread`: the node's own executor passes its entities by."""
@@ -33,29 +35,14 @@ class _Executor(SingleThreadedExecutor):
         return [self._part]
 
 
-class Listener:
-    """Calls `heard` with each message, in its own thread, until `close`. What `heard` raises ends it; `check` raises it to its caller."""
+class Listener(Spinning):
+    """Calls `heard` with each message, in its own thread, until `close`; the subscription goes with its node."""
 
     def __init__(self, node: Node, message_type: type, topic: str, heard: Callable, profile: QoSProfile) -> None:
-        self._crash: BaseException | None = None
         self._group = _OneThread()
         subscription = node.create_subscription(message_type, topic, heard, profile, callback_group=self._group)
-        self._executor = _Executor(node, subscriptions=[subscription], waitables=list(subscription.event_handlers))
-        self._thread = threading.Thread(target=self._run, name=topic, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Returns when the last call is over; the subscription goes with its node. Call it without a lock that `heard` takes."""
-        self._executor.shutdown()
-        self._thread.join()
-
-    def check(self) -> None:
-        if self._crash is not None:
-            raise self._crash
+        super().__init__(_Executor(node, subscriptions=[subscription], waitables=list(subscription.event_handlers)), topic)
 
     def _run(self) -> None:
         self._group.thread = threading.get_ident()
-        try:
-            self._executor.spin()
-        except Exception as error:
-            self._crash = error
+        super()._run()

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import rclpy
 from rclpy.duration import Duration
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
@@ -24,6 +24,7 @@ from vla_ros.core.errors import ConfigError, DeviceError, StaleData, VlaError, d
 from vla_ros.core.types import Action, RobotState
 from vla_ros.nodes import msgs, qos
 from vla_ros.nodes.ros2_control_gripper import GripperCommander, gripper_commander
+from vla_ros.nodes.spinning import Spinning
 from vla_ros.robots.kinematics import Kinematics
 from vla_ros.robots.tracking import PositionReference
 
@@ -89,16 +90,15 @@ class Ros2ControlArm:
             return
         self._forget()
         self._node = rclpy.create_node(f"ros2_control_{self.robot.name}", use_global_arguments=False, enable_rosout=False)
-        self._executor = SingleThreadedExecutor()
-        self._executor.add_node(self._node)
-        self._thread = threading.Thread(target=self._spin, args=(self._executor,), name="ros2_control", daemon=True)
+        executor = SingleThreadedExecutor()
+        executor.add_node(self._node)
+        self._spinning = Spinning(executor, "ros2_control")
         try:
             self._publisher = self._node.create_publisher(JointTrajectory, self._topics[1], qos.COMMAND)
             if self.robot.gripper is not None and self._gripper_options is not None:
                 self._gripper = gripper_commander(self._node, self.robot.gripper, **self._gripper_options)
             # best effort hears every publisher
             self._node.create_subscription(JointState, self._topics[0], self._on_joint_states, qos_profile_sensor_data)
-            self._thread.start()
             self._wait_until_ready()
         except VlaError:
             self.close()
@@ -106,6 +106,8 @@ class Ros2ControlArm:
 
     def read(self) -> RobotState:
         """Returns the newest measurement. Raises StaleData ("link_lost"), DeviceError when not connected."""
+        if self._node is not None:
+            self._spinning.check()
         return self._fresh()
 
     def command(self, action: Action) -> Action:
@@ -151,9 +153,7 @@ class Ros2ControlArm:
         with self._lock:
             node, self._node = self._node, None
         if node is not None:
-            self._executor.shutdown(timeout_sec=1.0)
-            if self._thread.is_alive():
-                self._thread.join(1.0)
+            self._spinning.close()
             node.destroy_node()
 
     def _forget(self) -> None:
@@ -163,12 +163,6 @@ class Ros2ControlArm:
         self._arrived_s = time.monotonic()
         self._unusable = ""
         self._fault, self._lagging_s, self._holding = "", None, True
-
-    def _spin(self, executor: SingleThreadedExecutor) -> None:
-        try:
-            executor.spin()
-        except ExternalShutdownException:
-            return  # Ctrl-C: the robot node ends too
 
     def _on_joint_states(self, message: JointState) -> None:
         """Keeps a complete, finite, newer measurement; a stack may spread its joints over several messages, others are not for us."""
