@@ -24,6 +24,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--faults-table", metavar="FILE", help="write what test/contract/test_faults.py measures into this page")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Sets `failed` of each try of a test, for the fixtures that clear up after it."""
+    report = yield
+    item.failed = report.failed or (call.when != "setup" and item.failed)
+    return report
+
+
 def pytest_sessionfinish(session, exitstatus):
     session.config.stash[_STATUS] = int(exitstatus)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import numpy as np
 import pytest
@@ -83,23 +83,43 @@ class Bench:
         assert log[log[:, 0] > since_ns, 2].max() > MOVING_RAD_S
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    with closing(RigProcesses(tmp_path_factory.mktemp("rig"), "fault_policies:Saboteur")) as processes:
-        domain_id = processes.domain.id
-        with closing(Witness(domain_id)) as witness, RolloutClient(processes.rig, processes.check, domain_id=domain_id) as client:
+class Benches:
+    """One rig for all tests, until one fails: then whatever it has left may not make the others fail, nor its second try."""
+
+    def __init__(self, tmp_path_factory: pytest.TempPathFactory) -> None:
+        self._folders, self._stack, self._bench = tmp_path_factory, ExitStack(), None
+
+    def running(self) -> Bench:
+        if self._bench is None:
+            processes = self._stack.enter_context(closing(RigProcesses(self._folders.mktemp("rig"), "fault_policies:Saboteur")))
+            witness = self._stack.enter_context(closing(Witness(processes.domain.id)))
+            client = self._stack.enter_context(RolloutClient(processes.rig, processes.check, domain_id=processes.domain.id))
             client.wait_until_active(list(processes.specs))
-            yield Bench(processes, client, witness)
+            self._bench = Bench(processes, client, witness)
+        return self._bench
+
+    def close(self) -> None:
+        self._bench = None
+        self._stack.close()
+
+
+@pytest.fixture(scope="module")
+def benches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Benches]:
+    with closing(Benches(tmp_path_factory)) as benches:
+        yield benches
 
 
 @pytest.fixture
-def bench(running: Bench) -> Bench:
+def bench(benches: Benches, request: pytest.FixtureRequest) -> Iterator[Bench]:
     """The rig as new, whatever the test before has left."""
+    running = benches.running()
     running.start_missing()
     running.client.recover_robots()
     running.client.reset_scene(5, "")
     running.witness.reports.clear()
-    return running
+    yield running
+    if request.node.failed:
+        benches.close()
 
 
 BAD_CHUNKS = {
