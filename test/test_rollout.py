@@ -273,6 +273,55 @@ BAD_CHUNKS = {
 }
 
 
+def rising(chunk: ActionChunk) -> ActionChunk:
+    """Row k is 10 k mm above where the arm was observed."""
+    data = chunk.data.copy()
+    data[:, 2] += 0.01 * np.arange(len(data))
+    return replace(chunk, data=data)
+
+
+def test_an_arm_at_rest_sets_out_with_the_first_row_however_late_it_comes():
+    rig = Rig()
+    rig.worker.latency_ns, rig.worker.change = 400 * MS, rising
+    rig.run(0.02)
+    while (action := rig.tick()) is None:
+        assert rig.rollout.hold_reason == FIRST_CHUNK
+    assert rig.rollout.inference.chunk.stamp_ns == rig.now_ns and action.data[2] == 0.3
+    assert rig.rollout.statistics.observation_age_ms[0] >= 400, "the age of what the policy saw is told as it is"
+    first = rig.rollout.inference.chunk
+    rig.tick(0.2)
+    assert rig.sent[-1].data[2] == pytest.approx(0.32), "from then on by its stamp"
+    while rig.rollout.inference.chunk is first:
+        rig.tick()
+    newer = rig.rollout.inference.chunk
+    assert newer.stamp_ns == first.stamp_ns, "seen when the arm was about to set out"
+    rig.tick(0.4)
+    newest = rig.rollout.inference.chunk
+    assert newest.sequence == 2 and newest.stamp_ns == rig.now_ns - 410 * MS, "an arm that moves has gone on while the policy was thinking"
+    assert rig.sent[-1].data[2] == pytest.approx(0.341)
+
+
+def test_after_a_hold_a_chunk_goes_on_where_the_arm_stopped():
+    rig = Rig(limits=Limits(hold_s=5.0))
+    rig.run(0.02)
+    rig.worker.latency_ns, rig.worker.change = 1_400 * MS, rising  # a chunk reaches 1.5 s: it moves and stands in turn
+    stops_ns, starts_ns, chunks = [], [], {}
+    for _ in range(300):
+        rig.tick()
+        acted = [action is not None for action in rig.sent[-2:]]
+        if acted == [True, False]:
+            stops_ns.append(rig.now_ns)
+        if acted == [False, True]:
+            starts_ns.append(rig.now_ns)
+        if rig.rollout.inference is not None:
+            chunks[rig.rollout.inference.chunk.sequence] = rig.rollout.inference.chunk
+    seen_before_it_stood = next(chunk for chunk in chunks.values() if chunk.stamp_ns + 1_400 * MS > starts_ns[1] - 20 * MS)
+    stood_ns = starts_ns[1] - stops_ns[0]
+    assert stood_ns > 1 * S
+    assert 0 < stops_ns[0] - (seen_before_it_stood.stamp_ns - stood_ns) < 200 * MS, "a little of it had happened when the arm stopped"
+    assert 0.3 < rig.sent[round((starts_ns[1] - rig.begin_ns) / TICK_NS) - 1].data[2] < 0.32, "and that far it is into its rows"
+
+
 @pytest.mark.parametrize("kind", BAD_CHUNKS)
 def test_a_bad_chunk_ends_it_at_once(kind: str):
     rig = Rig()

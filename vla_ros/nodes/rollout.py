@@ -12,6 +12,7 @@ from vla_ros.core.embodiment import Embodiment
 from vla_ros.core.errors import StaleData, VlaError
 from vla_ros.core.types import Action, ActionChunk, Inference, Observation, PolicySpec
 from vla_ros.nodes.chunk_check import check_chunk
+from vla_ros.nodes.motion_clock import MotionClock
 from vla_ros.nodes.robot_watch import RobotWatch
 from vla_ros.nodes.rollout_statistics import TaskStatistics
 
@@ -87,6 +88,7 @@ class Rollout:
         self._period_ns = round(inference_period_s * 1e9)
         self._start_ns = self._end_ns = self._stage_ns = self._hold_ns = self._due_ns = now_ns
         self._seen_ns = self._asked_ns = self._forgotten_ns = -1
+        self._motion = MotionClock()
         executor.reset()
 
     def tick(self, now_ns: int, late_s: float = 0.0) -> Action | None:
@@ -135,8 +137,7 @@ class Rollout:
 
     def elapsed_s(self, now_ns: int) -> float:
         """Time since the robots were handed over, s; 0 before."""
-        last_ns = {Stage.RUNNING: now_ns, Stage.ENDED: self._end_ns}.get(self.stage, self._start_ns)
-        return (last_ns - self._start_ns) * 1e-9
+        return ({Stage.RUNNING: now_ns, Stage.ENDED: self._end_ns}.get(self.stage, self._start_ns) - self._start_ns) * 1e-9
 
     @property
     def duration_s(self) -> float:
@@ -172,13 +173,13 @@ class Rollout:
         inference, wall_s = answer
         try:
             check_chunk(inference.chunk, self._embodiment, now_ns, wall_s)
-            chunk = self._signed(inference.chunk, wall_s)
+            chunk = self._signed(now_ns, inference.chunk, wall_s)
             self._executor.add(chunk)
         except VlaError as error:
             self._refuse(now_ns, error)
             return
         self.inference = replace(inference, chunk=chunk)
-        self.statistics.add_chunk(wall_s, (now_ns - chunk.stamp_ns) * 1e-9)
+        self.statistics.add_chunk(wall_s, (now_ns - inference.chunk.stamp_ns) * 1e-9)
 
     def _take(self, now_ns: int) -> tuple[Inference, float] | None:
         try:
@@ -192,10 +193,10 @@ class Rollout:
         self.statistics.rejected[error.reason or type(error).__name__] += 1
         self.end(now_ns, ABORTED, f"policy: {error}")
 
-    def _signed(self, chunk: ActionChunk, wall_s: float) -> ActionChunk:
-        """Sequence and wall time are facts of the rollout, whatever the policy says."""
-        policy = chunk.policy or self._worker.spec.name
-        return replace(chunk, sequence=self.statistics.chunks, inference_s=wall_s, policy=policy, embodiment=self._embodiment.name)
+    def _signed(self, now_ns: int, chunk: ActionChunk, wall_s: float) -> ActionChunk:
+        """Sequence, wall time and place in the motion are facts of the rollout, whatever the policy says."""
+        facts = {"sequence": self.statistics.chunks, "inference_s": wall_s, "stamp_ns": self._motion.place(chunk.stamp_ns, now_ns)}
+        return replace(chunk, **facts, policy=chunk.policy or self._worker.spec.name, embodiment=self._embodiment.name)
 
     def _check(self, now_ns: int) -> None:
         fault = self.robots.fault(now_ns, commanded=not self.hold_reason)
@@ -209,18 +210,17 @@ class Rollout:
         if now_ns < self._due_ns or self._worker.busy or observation.stamp_ns <= self._seen_ns:
             return
         try:
-            self._worker.infer(self._continued(observation))
+            self._worker.infer(self._continued(now_ns, observation))
         except StaleData as error:
             self._refuse(now_ns, error)
-            return
         self._seen_ns, self._asked_ns = observation.stamp_ns, now_ns
         self._due_ns = max(self._due_ns, now_ns - self._period_ns) + self._period_ns
 
-    def _continued(self, observation: Observation) -> Observation:
+    def _continued(self, now_ns: int, observation: Observation) -> Observation:
         """Hands over what the executor has committed, for as long as chunks have lately needed until they were usable."""
         late_ms = max(self.statistics.observation_age_ms[-_DELAY_CHUNKS:], default=0.0)
         delay_steps = math.ceil(late_ms * 1e-3 / self._worker.spec.dt_s)
-        return replace(observation, prefix=self._executor.prefix(observation.stamp_ns, delay_steps))
+        return replace(observation, prefix=self._executor.prefix(self._motion.place(observation.stamp_ns, now_ns), delay_steps))
 
     def _act(self, now_ns: int, problem: str, late_s: float) -> Action | None:
         """The action for now. Without one, or without a fresh view of the world, it holds, and not for ever."""
@@ -228,22 +228,21 @@ class Rollout:
         self.statistics.add_tick(late_s, self._executor.figures)
         if action is not None:
             self.hold_reason = ""
+            self._motion.move(now_ns)
             self.statistics.hold(now_ns, "")
             return replace(action, stamp_ns=now_ns, source=SOURCE)
+        self._motion.stand(now_ns)
         reason = problem or (NO_ACTION if self.statistics.chunks else FIRST_CHUNK)
         if self.hold_reason in ("", FIRST_CHUNK) and reason != self.hold_reason:
             # It keeps this reason while it lasts, though details (an age) change: the robot need not hear of each.
             self._hold_ns, self.hold_reason = now_ns, reason
             self.statistics.hold(now_ns, reason)
             if problem:
-                self._forget(now_ns)
+                # What was predicted for the interrupted motion, or will yet arrive of it, must not be resumed in its middle.
+                self._executor.reset()
+                self._forgotten_ns = now_ns
         limit_s = self.limits.start_s if self.hold_reason == FIRST_CHUNK else self.limits.hold_s
         if now_ns - self._hold_ns > limit_s * 1e9:
             why = problem or f"{reason} for {limit_s:g} s: inference takes too long for the horizon of the chunks, or has stopped"
             self.end(now_ns, ABORTED, why)
         return None
-
-    def _forget(self, now_ns: int) -> None:
-        """What was predicted for a motion that is now interrupted, or will yet arrive of it, must not be resumed in its middle."""
-        self._executor.reset()
-        self._forgotten_ns = now_ns
