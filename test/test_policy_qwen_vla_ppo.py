@@ -46,7 +46,7 @@ def test_other_weights_mean_another_probability(net):
     with torch.no_grad():
         net.bias += 0.1
     again = log_prob(velocity_of(net), denoising, 1)
-    assert (again.detach() - denoising.log_probs[1]).abs().min() > 1e-3
+    assert (again.detach() - denoising.log_probs[1]).sum(-1).abs().min() > 1e-3
     again.sum().backward()
     assert (net.bias.grad[:3] != 0).all()
     assert (net.bias.grad[3:] == 0).all()  # of channels that are not the robot's
@@ -60,7 +60,7 @@ def test_a_step_is_the_gaussian_of_the_formula(net):
     spread = LEVEL * math.sqrt(tau / (1 - tau))
     mean = rows - length * (speed + spread**2 / (2 * tau) * (rows + (1 - tau) * speed))
     normal = torch.distributions.Normal(mean, spread * math.sqrt(length))
-    expected = normal.log_prob(after)[..., :3].sum((1, 2))
+    expected = normal.log_prob(after)[..., :3].sum(-1)
     torch.testing.assert_close(denoising.log_probs[step], expected)
     assert (denoising.actions[..., 3:] == 0).all()
 

@@ -14,7 +14,7 @@ from vla_ros.cli import environment
 from vla_ros.core.errors import VlaError
 
 # command -> module of vla_ros.cli that holds a function of the same name
-COMMANDS = ("doctor", "cameras", "up", "rollout", "demo", "train", "eval", "policy", "serve")
+COMMANDS = ("doctor", "cameras", "up", "rollout", "demo", "train", "reinforce", "eval", "policy", "serve")
 
 
 class LazyGroup(TyperGroup):

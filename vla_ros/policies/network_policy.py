@@ -89,14 +89,27 @@ class NetworkPolicy:
     def infer_batch(self, observations: list[Observation]) -> list[Inference]:
         """Like `infer` for several observations at once; of a network with a history they must be of one rollout each."""
         start = time.perf_counter()
+        inputs, states = self.inputs(observations)
+        rows = self.targets(self._network.predict(inputs), states)
+        spent_s = time.perf_counter() - start
+        return [Inference(self._chunk(observation, data, spent_s)) for observation, data in zip(observations, rows, strict=True)]
+
+    def inputs(self, observations: list[Observation]) -> tuple[Inputs, np.ndarray]:
+        """Returns what the network is given, and the measured states [B, S]. Raises PolicyError: see `infer`."""
         states = np.stack([self._measured(observation) for observation in observations])
-        actions = self._network.predict(self._inputs(observations, states)).double().numpy()
+        features = self._state.normalize(self._layout.features(states), clip=False)
+        prefix, weights = self._prefix(observations[0].prefix, states[0]) if len(observations) == 1 else (None, None)
+        images = torch.cat([self._images(observation) for observation in observations])
+        tokens = torch.cat([self._encode(observation.instruction) for observation in observations])
+        return Inputs(self.spec.embodiment, images, torch.from_numpy(features).float(), tokens, prefix, weights), states
+
+    def targets(self, actions: Tensor, states: np.ndarray) -> np.ndarray:
+        """Normalised actions [B, T, D] at measured states [B, S] -> absolute targets. Raises PolicyError: an action is not finite."""
+        actions = actions.double().numpy()
         if not np.isfinite(actions).all():
             wrong = np.count_nonzero(~np.isfinite(actions))
             raise PolicyError(f"{self.spec.name}: {wrong} of {actions.size} outputs are not finite; proprioception {states.tolist()}")
-        rows = self._layout.absolute(self._action.unnormalize(actions), states)
-        spent_s = time.perf_counter() - start
-        return [Inference(self._chunk(observation, data, spent_s)) for observation, data in zip(observations, rows, strict=True)]
+        return self._layout.absolute(self._action.unnormalize(actions), states)
 
     def _chunk(self, observation: Observation, data: np.ndarray, spent_s: float) -> ActionChunk:
         spec, sequence = self.spec, self._sequence
@@ -111,18 +124,6 @@ class NetworkPolicy:
             return observation.proprioception.select(self.spec.state)
         except DataError as error:
             raise PolicyError(f"{self.spec.name}: observation does not fit the checkpoint: {error}") from error
-
-    def _inputs(self, observations: list[Observation], states: np.ndarray) -> Inputs:
-        features = self._state.normalize(self._layout.features(states), clip=False)
-        prefix, weights = self._prefix(observations[0].prefix, states[0]) if len(observations) == 1 else (None, None)
-        return Inputs(
-            self.spec.embodiment,
-            torch.cat([self._images(observation) for observation in observations]),
-            torch.from_numpy(features).float(),
-            torch.cat([self._encode(observation.instruction) for observation in observations]),
-            prefix,
-            weights,
-        )
 
     def _prefix(self, prefix: Prefix | None, state: np.ndarray) -> tuple[Tensor | None, Tensor | None]:
         """Committed rows as the network would have predicted them from here."""

@@ -53,19 +53,32 @@ def check_closed_loop(
     """
     simulator = open_simulator(source.simulator, source.embodiment, source.cameras, **config.image)
     policy = load_policy(str(checkpoint), load_embodiment(source.embodiment))
-    rows = execute_steps or config.check.execute_steps
     tasks = in_turn([simulator.instructions(kind) for kind, share in source.kinds.items() if share > 0])
+    result = run_scenes(simulator, policy, tasks, seeds, execute_steps or config.check.execute_steps, delay_steps, phrasing)
+    simulator.close()
+    return result
+
+
+def run_scenes(
+    simulator: Simulator,
+    policy: Policy,
+    tasks: list[str],
+    seeds: Iterable[int],
+    execute_steps: int,
+    delay_steps: int = 0,
+    phrasing: int | None = None,
+) -> Result:
+    """Runs the policy on the scenes of `seeds`, `tasks` in turn; see `check_closed_loop`."""
     outcomes = []
     for seed in seeds:
         instruction = tasks[seed % len(tasks)]
         simulator.reset(seed, instruction)
         spoken = instruction if phrasing is None else held_out(instruction)[phrasing]
-        outcomes.append(_rollout(simulator, policy, spoken, rows, delay_steps))
-    simulator.close()
+        outcomes.append(_rollout(simulator, policy, spoken, execute_steps, delay_steps))
     steps = [length for success, _, length in outcomes if success]
     return Result(
         len(outcomes), float(np.mean([success for success, _, _ in outcomes])), float(np.mean([wrong for _, wrong, _ in outcomes])),
-        float(np.mean(steps)) if steps else 0.0, rows, delay_steps,
+        float(np.mean(steps)) if steps else 0.0, execute_steps, delay_steps,
     )  # fmt: skip
 
 

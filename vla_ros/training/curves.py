@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import NamedTuple
 
-NO_LOSS = ("step", "object_error", "steps_per_s", "success", "wrong_object")
+NOT_DRAWN = ("step", "steps_per_s")
+
+
+class Panel(NamedTuple):
+    """One of the curves' pictures; `columns` None: whatever no other panel shows. `scale` is matplotlib's, "share" is 0 to 1."""
+
+    title: str
+    columns: tuple[str, ...] | None
+    scale: str
+
+
+TRAINING = (
+    Panel("losses", None, "log"),
+    Panel("error of the object to move (spreads of the data)", ("object_error",), "log"),
+    Panel("closed loop, fast simulation", ("success", "wrong_object"), "share"),
+)
 
 
 class Log:
     """Keeps `log.csv` of a folder, a column for each figure it is told; rows after `step` (from before a resume) are dropped."""
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, panels: tuple[Panel, ...] = TRAINING) -> None:
+        self.panels = panels
         self.path = folder / "log.csv"
         self.rows = [row for row in self._read() if int(row["step"]) <= step]
         self.columns = list(self.rows[0]) if self.rows else ["step"]
@@ -42,23 +59,24 @@ class Log:
         partial.replace(self.path)
 
     def draw(self) -> Path:
-        """Writes `curves.png`: the losses, the error of the object to move and the closed-loop success over the steps."""
+        """Writes `curves.png`: the panels, side by side, over the steps."""
         import matplotlib
 
         matplotlib.use("Agg")
         from matplotlib import pyplot
 
-        figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-        for name in [name for name in self.columns if name not in NO_LOSS]:
-            axes[0].plot(*self._column(name), label=name)
-        axes[0].legend()
-        axes[0].set(yscale="log", title="losses", xlabel="step")
-        axes[1].plot(*self._column("object_error"))
-        axes[1].set(yscale="log", title="error of the object to move (spreads of the data)", xlabel="step")
-        for name in ("success", "wrong_object"):
-            axes[2].plot(*self._column(name), marker="o", label=name)
-        axes[2].legend()
-        axes[2].set(ylim=(-0.02, 1.02), title="closed loop, fast simulation", xlabel="step")
+        shown = {*NOT_DRAWN, *(name for panel in self.panels for name in panel.columns or ())}
+        rest = tuple(name for name in self.columns if name not in shown)
+        count = len(self.panels)
+        figure, axes = pyplot.subplots(1, count, figsize=(4.3 * count, 3.6), layout="constrained", squeeze=False)
+        for axis, panel in zip(axes[0], self.panels, strict=True):
+            share = panel.scale == "share"
+            for name in rest if panel.columns is None else panel.columns:
+                axis.plot(*self._column(name), label=name, marker="o" if share else None)
+            axis.legend()
+            axis.set(title=panel.title, xlabel="step", yscale="linear" if share else panel.scale)
+            if share:
+                axis.set(ylim=(-0.02, 1.02))
         path = self.path.with_name("curves.png")
         figure.savefig(path, dpi=110)
         pyplot.close(figure)

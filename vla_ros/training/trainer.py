@@ -5,16 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from vla_ros.core.errors import ConfigError, DataError
+from vla_ros.core.errors import DataError
 from vla_ros.policies.network import Batch
 from vla_ros.training.config import Optimisation
 from vla_ros.training.objective import Average, Objective
-
-STATE_FILE = "state.safetensors"
+from vla_ros.training.state import Parts, load_state, optimiser_tensors, restore_optimiser, save_state
 
 
 class Trainer:
@@ -57,45 +54,16 @@ class Trainer:
         return {name.removeprefix("network."): tensor for name, tensor in self.average.weights.items() if name.startswith("network.")}
 
     def save(self, folder: Path) -> None:
-        """Writes the whole state next to the older one, then swaps them."""
-        tensors = {f"weights.{name}": tensor for name, tensor in self.objective.state_dict().items()}
-        tensors |= {f"average.{name}": tensor for name, tensor in self.average.weights.items()}
-        for index, values in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
-        partial = folder / f".{STATE_FILE}.part"
-        try:
-            save_file(
-                {name: tensor.contiguous() for name, tensor in tensors.items()},
-                partial,
-                {"step": str(self.step), "best_success": str(self.best_success)},
-            )
-            partial.replace(folder / STATE_FILE)
-        finally:
-            partial.unlink(missing_ok=True)
+        """Writes the whole state."""
+        parts = {"weights": self.objective.state_dict(), "average": self.average.weights, "optimiser": optimiser_tensors(self.optimiser)}
+        save_state(folder, parts, {"step": self.step, "best_success": self.best_success})
 
     def load(self, folder: Path) -> None:
         """Continues from `save`. Raises ConfigError when there is none or it belongs to another network."""
-        path = folder / STATE_FILE
-        if not path.is_file():
-            raise ConfigError(f"{path}: no such file; there is nothing to resume: leave --resume out")
-        try:
-            with safe_open(path, "pt") as file:
-                note, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-            parts = {part: _part(tensors, part) for part in ("weights.", "average.", "optimiser.")}
-            self.objective.load_state_dict(parts["weights."])
-            self.average.weights = {name: parts["average."][name] for name in self.average.weights}
-            self._load_optimiser(parts["optimiser."])
-            self.step, self.best_success = int(note["step"]), float(note["best_success"])
-        except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
-            raise ConfigError(f"{path}: does not fit this configuration ({error}): train into another --out") from error
+        load_state(folder, self._restore)
 
-    def _load_optimiser(self, tensors: dict[str, Tensor]) -> None:
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = tensor
-        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": state})
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    def _restore(self, parts: Parts, notes: dict[str, str]) -> None:
+        self.objective.load_state_dict(parts["weights"])
+        self.average.weights = {name: parts["average"][name] for name in self.average.weights}
+        restore_optimiser(self.optimiser, parts.get("optimiser", {}))
+        self.step, self.best_success = int(notes["step"]), float(notes["best_success"])

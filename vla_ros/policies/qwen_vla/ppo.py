@@ -86,9 +86,11 @@ def objective(
     return Objective(actor + value_weight * value, actor, value, outside, divergence)
 
 
-def parameter_groups(actor: nn.Module, value: ValueHead) -> list[dict[str, object]]:
+def parameter_groups(
+    actor: nn.Module, value: ValueHead, actor_rate: float = ACTOR_RATE, value_rate: float = VALUE_RATE
+) -> list[dict[str, object]]:
     """What an optimizer of the RL stage takes: the policy moves carefully, the value head quickly."""
     return [
-        {"params": [parameter for parameter in actor.parameters() if parameter.requires_grad], "lr": ACTOR_RATE},
-        {"params": list(value.parameters()), "lr": VALUE_RATE},
+        {"params": [parameter for parameter in actor.parameters() if parameter.requires_grad], "lr": actor_rate},
+        {"params": list(value.parameters()), "lr": value_rate},
     ]

@@ -24,7 +24,8 @@ class Denoising:
 
     Args:
         states: [N + 1, B, T, K], from noise to chunk.
-        log_probs: [N, B], of each step, summed over the entries of `mask`.
+        log_probs: [N, B, T], of each step and row, summed over the channels of `mask`.
+            Whoever executes only some of the rows adds up those.
         mask: bool [T, K], the robot's own channels.
         level: how much noise.
     """
@@ -54,9 +55,9 @@ def transition(velocity: Velocity, rows: Tensor, step: int, steps: int, level: f
 
 
 def _log_density(after: Tensor, mean: Tensor, deviation: float, mask: Tensor) -> Tensor:
-    """[B]."""
+    """[B, T]."""
     density = -0.5 * ((after - mean) / deviation).square() - math.log(deviation * math.sqrt(2 * math.pi))
-    return torch.where(mask, density, 0.0).sum((1, 2))
+    return torch.where(mask, density, 0.0).sum(-1)
 
 
 def sample(
@@ -90,7 +91,7 @@ def sample(
 
 
 def log_prob(velocity: Velocity, denoising: Denoising, step: int) -> Tensor:
-    """The log-probability [B] of one step of a stored trajectory under the weights of today; differentiable in them.
+    """The log-probability [B, T] of each row in one step of a stored trajectory under the weights of today; differentiable in them.
 
     Raises:
         PolicyError: the trajectory has no such step.
