@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from torch import Tensor
 
 from vla_ros.policies.layout import Layout
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,12 @@ class Network(Protocol):
 
     def reset(self) -> None:
         """Forgets the history and starts the noise anew."""
+
+
+def on_device(inputs: Inputs, device: torch.device) -> Inputs:
+    """The same observations, or samples, with their tensors on `device`."""
+    tensors = {field.name: value for field in fields(inputs) if isinstance(value := getattr(inputs, field.name), Tensor)}
+    return replace(inputs, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
 def to_pixels(images: Tensor) -> Tensor:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import resource
+import time
 from pathlib import Path
 from typing import NamedTuple
 
-NOT_DRAWN = ("step", "steps_per_s")
+import torch
+
+NOT_DRAWN = ("step", "steps_per_s", "elapsed_s", "memory_mib", "learning_rate")
 
 
 class Panel(NamedTuple):
@@ -25,14 +29,22 @@ TRAINING = (
 
 
 class Log:
-    """Keeps `log.csv` of a folder, a column for each figure it is told; rows after `step` (from before a resume) are dropped."""
+    """Keeps `log.csv` of a folder, a column for each figure it is told, and the same in TensorBoard's event files beside it.
+
+    Rows after `step` (from before a resume) are dropped. Time (`elapsed_s`, over all resumes) and memory (`memory_mib`, the most so far) are
+    added to what is told.
+    """
 
     def __init__(self, folder: Path, step: int, panels: tuple[Panel, ...] = TRAINING) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
         self.panels = panels
         self.path = folder / "log.csv"
         self.rows = [row for row in self._read() if int(row["step"]) <= step]
         self.columns = list(self.rows[0]) if self.rows else ["step"]
         self._write()
+        self._events = SummaryWriter(folder / "tensorboard", purge_step=step + 1 if self.rows else None)
+        self._since_s = time.monotonic() - max((float(row.get("elapsed_s") or 0) for row in self.rows), default=0.0)
 
     def _read(self) -> list[dict[str, str]]:
         if not self.path.is_file():
@@ -40,7 +52,11 @@ class Log:
         with self.path.open(newline="") as stream:
             return list(csv.DictReader(stream))
 
-    def add(self, **values: float) -> None:
+    def add(self, step: int, **values: float) -> None:
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+        self._events.flush()
+        values = {"step": step, **values, "elapsed_s": time.monotonic() - self._since_s, "memory_mib": peak_memory_mib()}
         self.rows.append({name: f"{value:.6g}" for name, value in values.items()})
         new = [name for name in values if name not in self.columns]
         if new:
@@ -73,7 +89,8 @@ class Log:
             share = panel.scale == "share"
             for name in rest if panel.columns is None else panel.columns:
                 axis.plot(*self._column(name), label=name, marker="o" if share else None)
-            axis.legend()
+            if axis.lines:
+                axis.legend()
             axis.set(title=panel.title, xlabel="step", yscale="linear" if share else panel.scale)
             if share:
                 axis.set(ylim=(-0.02, 1.02))
@@ -82,6 +99,16 @@ class Log:
         pyplot.close(figure)
         return path
 
+    def close(self) -> None:
+        self._events.close()
+
     def _column(self, name: str) -> tuple[list[int], list[float]]:
         rows = [row for row in self.rows if row.get(name)]
         return [int(row["step"]) for row in rows], [float(row[name]) for row in rows]
+
+
+def peak_memory_mib() -> float:
+    """The most that this process has had: on the GPU where there is one, else in main memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -51,14 +51,28 @@ def target_positions(objects: Tensor, roles: Tensor) -> Tensor:
 
 
 class Average:
-    """Exponential moving average of a module's weights; early steps forget faster so that the start does not linger."""
+    """Exponential moving average of what is learnt in a module; early steps forget faster so that the start does not linger.
+
+    `weights` holds the floating-point entries of its state that are not frozen.
+    """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.weights = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        frozen = {name for name, parameter in module.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
+        self.weights = {
+            name: tensor.detach().clone()
+            for name, tensor in module.state_dict().items()
+            if name not in frozen and tensor.is_floating_point()
+        }
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, tensor in module.state_dict().items():
-            self.weights[name].lerp_(tensor, 1 - decay)
+        state = module.state_dict()
+        for name, weight in self.weights.items():
+            weight.lerp_(state[name], 1 - decay)
+
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Continues from `weights`. Raises KeyError when one is missing."""
+        for name, weight in self.weights.items():
+            weight.copy_(weights[name])

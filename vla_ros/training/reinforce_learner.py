@@ -135,8 +135,13 @@ class Learner:
 
     def save(self, folder: Path) -> None:
         """Writes the whole state."""
-        parts = {"actor": self.actor.state_dict(), "optimiser": optimiser_tensors(self.optimiser)}
+        parts = {"actor": self.actor.state_dict(), "optimiser": optimiser_tensors(self.optimiser, self._names())}
         save_state(folder, parts, {"iteration": self.iteration, "best_success": self.best_success})
+
+    def _names(self) -> list[str]:
+        """Of the optimiser's parameters, in their order."""
+        own = {id(parameter): name for name, parameter in self.actor.named_parameters()}
+        return [own[id(parameter)] for group in self.optimiser.param_groups for parameter in group["params"]]
 
     def load(self, folder: Path) -> None:
         """Continues from `save`. Raises ConfigError when there is none or it belongs to another network."""
@@ -144,5 +149,5 @@ class Learner:
 
     def _restore(self, parts: Parts, notes: dict[str, str]) -> None:
         self.actor.load_state_dict(parts["actor"])
-        restore_optimiser(self.optimiser, parts.get("optimiser", {}))
+        restore_optimiser(self.optimiser, self._names(), parts.get("optimiser", {}))
         self.iteration, self.best_success = int(notes["iteration"]), float(notes["best_success"])

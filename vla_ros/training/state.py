@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ Parts = dict[str, dict[str, Tensor]]
 
 def save_state(folder: Path, parts: Mapping[str, Mapping[str, Tensor]], notes: Mapping[str, object]) -> None:
     """Writes the state next to the older one, then swaps them."""
-    tensors = {f"{part}.{name}": tensor.contiguous() for part, values in parts.items() for name, tensor in values.items()}
+    tensors = apart({f"{part}.{name}": tensor for part, values in parts.items() for name, tensor in values.items()})
     partial = folder / f".{STATE_FILE}.part"
     try:
         save_file(tensors, partial, {name: str(note) for name, note in notes.items()})
@@ -44,19 +44,34 @@ def load_state(folder: Path, restore: Callable[[Parts, dict[str, str]], None]) -
                 parts.setdefault(part, {})[rest] = file.get_tensor(name)
             restore(parts, file.metadata())
     except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
-        raise ConfigError(f"{path}: does not fit this configuration ({error}): train into another --out") from error
+        problem = " ".join(str(error).split())  # torch's go over many lines
+        raise ConfigError(
+            f"{path}: does not fit this configuration ({problem}): train into another --out; --init starts from weights alone"
+        ) from error
 
 
-def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's memory of each parameter, flat."""
-    state = optimiser.state_dict()["state"]
-    return {f"{index}.{name}": torch.as_tensor(value) for index, values in state.items() for name, value in values.items()}
-
-
-def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `optimiser_tensors`; rates stay those of `optimiser`."""
-    state: dict[int, dict[str, Tensor]] = {}
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, contiguous, and each with memory of its own, as safetensors wants them: tied weights are one tensor with two names."""
+    found: dict[str, Tensor] = {}
+    memory: set[int] = set()
     for name, tensor in tensors.items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
+        plain = tensor.detach().cpu().contiguous()
+        storage = plain.untyped_storage().data_ptr()
+        found[name] = plain.clone() if storage in memory else plain
+        memory.add(storage)
+    return found
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer, names: Iterable[str]) -> dict[str, Tensor]:
+    """The optimiser's memory of each parameter; `names` are those of its parameters, in their order."""
+    state, names = optimiser.state_dict()["state"], list(names)
+    return {f"{names[index]}.{key}": torch.as_tensor(value) for index, values in state.items() for key, value in values.items()}
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, names: Iterable[str], tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `optimiser_tensors`; rates stay those of `optimiser`. Raises KeyError: memory of a parameter that it has not."""
+    index, state = {name: index for index, name in enumerate(names)}, {}
+    for name, tensor in tensors.items():
+        parameter, _, key = name.rpartition(".")
+        state.setdefault(index[parameter], {})[key] = tensor
     optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
