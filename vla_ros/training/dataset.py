@@ -76,7 +76,13 @@ class Demonstrations:
         return np.minimum(np.searchsorted(self._cumulative, rng.random(count)), len(self) - 1)
 
     def frames(self, indices: np.ndarray) -> np.ndarray:
-        return np.stack([self.episodes[self.owner[i]].frames[self.step[i]] for i in indices])
+        """uint8 [..., cameras, H, W, 3] of the steps `indices` [...]."""
+        found = np.stack([self.episodes[self.owner[i]].frames[self.step[i]] for i in indices.ravel()])
+        return found.reshape(*indices.shape, *found.shape[1:])
+
+    def before(self, indices: np.ndarray, window: int) -> np.ndarray:
+        """[B] steps -> [B, window] consecutive steps that end there; an episode's first stands for those before it."""
+        return indices[:, None] - np.minimum(self.step[indices][:, None], np.arange(window)[::-1])
 
 
 @dataclass(frozen=True)
@@ -92,10 +98,22 @@ class Reader:
 
 
 class Batches:
-    """Endless augmented batches, each of one of `sources`, drawn by their `shares`."""
+    """Endless augmented batches, each of one of `sources`, drawn by their `shares`.
 
-    def __init__(self, sources: list[Demonstrations], shares: list[float], reader: Reader, augmentation: Augmentation, seed: int) -> None:
-        self._sources, self._reader, self._augmentation = sources, reader, augmentation
+    Args:
+        window: above 1 images [B, window, C, 3, H, W] and state [B, window, F] are the last observations, as `network.Inputs` wants them.
+    """
+
+    def __init__(
+        self,
+        sources: list[Demonstrations],
+        shares: list[float],
+        reader: Reader,
+        augmentation: Augmentation,
+        seed: int,
+        window: int = 1,
+    ) -> None:
+        self._sources, self._reader, self._augmentation, self._window = sources, reader, augmentation, window
         self._rng = np.random.default_rng(seed)
         self._shares = np.array(shares) / np.sum(shares)
         sentences = {instruction for source in sources for instruction in source.instructions()}
@@ -107,10 +125,11 @@ class Batches:
         data = self._sources[int(rng.choice(len(self._sources), p=self._shares))]
         indices = data.draw(rng, size)
         episodes = [data.episodes[i] for i in data.owner[indices]]
-        features = data.layout.features(self._disturbed(data, data.state[indices]))
+        seen = data.before(indices, self._window) if self._window > 1 else indices
+        features = data.layout.features(self._disturbed(data, data.state[seen]))
         return Batch(
             data.layout.embodiment,
-            images=augment(torch.from_numpy(data.frames(indices)), noise, rng),
+            images=augment(torch.from_numpy(data.frames(seen)), noise, rng),
             state=_tensor(data.state_statistics.normalize(features, clip=False)),
             tokens=torch.from_numpy(np.stack([self._say(data.layout, episode.instruction) for episode in episodes])),
             actions=_tensor(data.actions[indices]),
@@ -119,13 +138,14 @@ class Batches:
         )
 
     def _disturbed(self, data: Demonstrations, state: np.ndarray) -> np.ndarray:
-        """Proprioception [B, S] as noisy as the network should bear."""
-        noise, out = self._augmentation, state.copy()
+        """Proprioception [B, (W,) S] as noisy as the network should bear; one error a window, or the network would average it away."""
+        noise = self._augmentation
+        error = np.zeros((len(state), state.shape[-1]))
         for arm in data.layout.arms:
             scale = np.repeat([noise.position_noise_m, noise.rotation_noise_rad], 3) if arm.pose else noise.rotation_noise_rad
-            out[:, arm.columns] += self._rng.normal(size=(len(state), arm.motion)) * scale
-            out[:, arm.gripper] += self._rng.normal(size=len(state)) * noise.width_noise_m
-        return out
+            error[:, arm.columns] = self._rng.normal(size=(len(state), arm.motion)) * scale
+            error[:, arm.gripper] = self._rng.normal(size=len(state)) * noise.width_noise_m
+        return state + (error if state.ndim == 2 else error[:, None])
 
     def _say(self, layout: Layout, instruction: str) -> np.ndarray:
         """Tokens of a random phrasing; some words, none of those that make the task, become <unk>."""
@@ -139,16 +159,22 @@ class Batches:
 
 
 def augment(images: Tensor, noise: Augmentation, rng: np.random.Generator) -> Tensor:
-    """uint8 [B, cameras, H, W, 3] -> float [B, cameras, 3, H, W], every view shifted by whole pixels and tinted on its own."""
-    batch, cameras, height, width, _ = images.shape
-    views = images.flatten(0, 1)
+    """uint8 [B, (W,) cameras, H, W, 3] -> float [B, (W,) cameras, 3, H, W].
+
+    Every view is shifted by whole pixels and tinted on its own, in a window always alike.
+    """
+    windows = images if images.ndim == 6 else images[:, None]
+    batch, window, cameras, height, width, _ = windows.shape
+    views = windows.transpose(1, 2).flatten(0, 1)
     shift = torch.from_numpy(rng.integers(-noise.shift_px, noise.shift_px + 1, size=(2, len(views), 1)))
     rows = (torch.arange(height) + shift[0]).clamp(0, height - 1)
     columns = (torch.arange(width) + shift[1]).clamp(0, width - 1)
-    shifted = views[torch.arange(len(views))[:, None, None], rows[:, :, None], columns[:, None, :]]
-    gain = 1 + noise.colour * torch.from_numpy(rng.uniform(-1, 1, size=(len(views), 3, 1, 1))).float()
-    offset = noise.colour * torch.from_numpy(rng.uniform(-1, 1, size=(len(views), 1, 1, 1))).float()
-    return (to_pixels(shifted) * gain + offset).unflatten(0, (batch, cameras))
+    view, step = torch.arange(len(views))[:, None, None, None], torch.arange(window)[:, None, None]
+    shifted = views[view, step, rows[:, None, :, None], columns[:, None, None, :]]
+    gain = 1 + noise.colour * torch.from_numpy(rng.uniform(-1, 1, size=(len(views), 1, 3, 1, 1))).float()
+    offset = noise.colour * torch.from_numpy(rng.uniform(-1, 1, size=(len(views), 1, 1, 1, 1))).float()
+    out = (to_pixels(shifted) * gain + offset).unflatten(0, (batch, cameras)).transpose(1, 2)
+    return out if images.ndim == 6 else out[:, 0]
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -105,16 +105,17 @@ class Run:
         options, check = config.optimisation, config.check
         seed = options.seed + trainer.step
         reader = Reader(self.tokenizer, int(config.network["text_length"]), self.prompt)
-        batches = Batches(self.demonstrations, [source.share for source in config.sources], reader, config.augmentation, seed)
+        window = getattr(trainer.objective.network, "window", 1)
+        batches = Batches(self.demonstrations, [source.share for source in config.sources], reader, config.augmentation, seed, window)
         with Progress(options.steps, trainer.step) as progress:
-            window: list[dict[str, float]] = []
+            recent: list[dict[str, float]] = []
             while trainer.step < options.steps:
                 parts = trainer.advance(batches.next(options.batch))
-                window.append({name: float(part.detach()) for name, part in parts.items()})
+                recent.append({name: float(part.detach()) for name, part in parts.items()})
                 if trainer.step % LOG_EVERY_STEPS == 0 or trainer.step == options.steps:
-                    figures = {name: float(np.mean([row[name] for row in window])) for name in window[0]}
+                    figures = {name: float(np.mean([row[name] for row in recent])) for name in recent[0]}
                     self.log.add(step=trainer.step, steps_per_s=progress.advance(trainer.step, figures), **figures)
-                    window.clear()
+                    recent.clear()
                 if trainer.step % options.save_every_steps == 0 or trainer.step == options.steps:
                     self.save()
                 if trainer.step % check.every_steps == 0 or trainer.step == options.steps:
