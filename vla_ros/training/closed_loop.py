@@ -12,9 +12,10 @@ from vla_ros.core.embodiment import load_embodiment
 from vla_ros.core.interfaces import Policy
 from vla_ros.core.types import Frame, Observation, Proprioception
 from vla_ros.policies import load_policy
-from vla_ros.training.config import Source, TrainingConfig
+from vla_ros.training.config import TrainingConfig
 from vla_ros.training.phrasings import held_out
 from vla_ros.training.simulator import Simulator, View, open_simulator
+from vla_ros.training.sources import Source
 
 LONGEST_STEPS = 120
 

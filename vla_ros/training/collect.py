@@ -13,11 +13,12 @@ from vla_ros.core.embodiment import load_embodiment
 from vla_ros.core.errors import ConfigError, DataError
 from vla_ros.policies.images import shrink
 from vla_ros.policies.layout import layout_for
-from vla_ros.training.config import Source, TrainingConfig
+from vla_ros.training.config import TrainingConfig
 from vla_ros.training.demonstrations import Episode, episode_seeds, save_episode
 from vla_ros.training.disturbance import Disturbance
 from vla_ros.training.progress import Progress
 from vla_ros.training.simulator import Simulator, open_simulator
+from vla_ros.training.sources import Source
 
 STEPS_AFTER_SUCCESS = 3
 LONGEST_STEPS = 160

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from vla_ros.core.embodiment import find_config
+from vla_ros.core.errors import ConfigError
 from vla_ros.core.yaml import load
+from vla_ros.training.sources import Source
 
 Problems = Iterator[tuple[str, str]]
 
@@ -33,35 +35,6 @@ class Noise:
     drop_share: float
     gripper_delay_steps: int
     delay_steps: int
-
-
-@dataclass(frozen=True)
-class Source:
-    """Demonstrations of one embodiment, kept in one folder that several trainings may share.
-
-    Args:
-        simulator: an import path (see `simulator.Simulator`), looked up only when episodes are missing.
-        kinds: share of each kind of task: "place", "stack", "bimanual".
-        share: how often a batch is of this robot, beside the other sources.
-    """
-
-    embodiment: str
-    cameras: tuple[str, ...]
-    simulator: str
-    episodes: int
-    first_seed: int
-    kinds: dict[str, float]
-    processes: int
-    share: float = 1.0
-
-    def problems(self) -> Problems:
-        for name in ("episodes", "processes"):
-            if getattr(self, name) < 1:
-                yield name, f"{getattr(self, name)}, expected >= 1"
-        if not self.share > 0:
-            yield "share", f"{self.share}, expected > 0"
-        if not self.kinds or min(self.kinds.values()) < 0 or not sum(self.kinds.values()) > 0:
-            yield "kinds", f"{self.kinds}, expected shares of place, stack, bimanual, one above 0"
 
 
 @dataclass(frozen=True)
@@ -153,7 +126,7 @@ class TrainingConfig:
 
 
 def load_training(name_or_path: str, steps: int | None = None, episodes: int | None = None) -> TrainingConfig:
-    """Reads a training configuration, from config/training or a path; `steps` and `episodes` (of each source) replace what it says.
+    """Reads a training configuration, from config/training or a path; `steps` and `episodes` (of each simulator) replace what it says.
 
     Raises:
         ConfigError: with file, line and key.
@@ -162,5 +135,8 @@ def load_training(name_or_path: str, steps: int | None = None, episodes: int | N
     if steps is not None:
         config = replace(config, optimisation=replace(config.optimisation, steps=steps))
     if episodes is not None:
-        config = replace(config, sources=tuple(replace(source, episodes=episodes) for source in config.sources))
+        if all(source.dataset for source in config.sources):
+            raise ConfigError(f"episodes = {episodes}: {name_or_path} makes no demonstrations, its sources are datasets: leave it out")
+        sources = (source if source.dataset else replace(source, episodes=episodes) for source in config.sources)
+        config = replace(config, sources=tuple(sources))
     return config

@@ -17,7 +17,7 @@ from vla_ros.policies.network import Batch, to_pixels
 from vla_ros.policies.text import UNKNOWN_ID, encode
 from vla_ros.training.config import Augmentation
 from vla_ros.training.demonstrations import Episode, episode_seeds, load_episode
-from vla_ros.training.phrasings import TRAIN_TEMPLATES, keywords, parse, rephrase
+from vla_ros.training.phrasings import TRAIN_TEMPLATES, is_canonical, keywords, parse, rephrase
 
 CANONICAL_SHARE = 0.25
 
@@ -57,9 +57,11 @@ class Demonstrations:
         self._cumulative = np.cumsum(weights / weights.sum())
 
     def _scale_objects(self) -> None:
-        """Mean and spread (m) [3] of whatever lies on the table."""
+        """Mean and spread (m) [3] of whatever lies on the table; a dataset does not say."""
         there = self.objects[np.isfinite(self.objects).all(-1)]
-        self.object_mean, self.object_spread_m = there.mean(0), np.maximum(there.std(0), 0.02)
+        self.object_mean, self.object_spread_m = np.zeros(3), np.ones(3)
+        if len(there):
+            self.object_mean, self.object_spread_m = there.mean(0), np.maximum(there.std(0), 0.02)
 
     @staticmethod
     def _join(episodes: list[Episode], name: str) -> np.ndarray:
@@ -117,8 +119,7 @@ class Batches:
         self._rng = np.random.default_rng(seed)
         self._shares = np.array(shares) / np.sum(shares)
         sentences = {instruction for source in sources for instruction in source.instructions()}
-        words = {word for sentence in sentences for name in keywords(sentence) for word in name.split()}
-        self._kept = [reader.tokenizer.token_to_id(word) for word in words]
+        self._kept = [number for sentence in sentences for words in keywords(sentence) for number in reader.tokenizer.encode(words).ids]
 
     def next(self, size: int) -> Batch:
         rng, noise = self._rng, self._augmentation
@@ -150,7 +151,7 @@ class Batches:
     def _say(self, layout: Layout, instruction: str) -> np.ndarray:
         """Tokens of a random phrasing; some words, none of those that make the task, become <unk>."""
         rng = self._rng
-        if rng.random() > CANONICAL_SHARE:
+        if is_canonical(instruction) and rng.random() > CANONICAL_SHARE:
             kind, _ = parse(instruction)
             instruction = rephrase(instruction, str(rng.choice(TRAIN_TEMPLATES[kind])), lambda words: words[rng.integers(len(words))])
         ids = self._reader.tokens(layout, instruction)

@@ -13,8 +13,9 @@ import typer
 from vla_ros.policies import find_checkpoint
 from vla_ros.policies.checkpoint import CONFIG
 from vla_ros.training.closed_loop import Result, check_closed_loop
-from vla_ros.training.config import Source, load_training
+from vla_ros.training.config import load_training
 from vla_ros.training.phrasings import PHRASINGS
+from vla_ros.training.sources import Source
 
 # What is varied from the plain check: rows executed of each chunk, age of the observation in steps of 0.1 s.
 VARIATIONS = {

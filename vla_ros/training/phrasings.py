@@ -100,8 +100,18 @@ def parse(instruction: str) -> tuple[str, dict[str, str]]:
     raise DataError(f"instruction {instruction!r} is not canonical: {EXPECTED}")
 
 
+def is_canonical(instruction: str) -> bool:
+    """Whether it is one of the suite's own sentences. Those of a foreign dataset are used as they are."""
+    return any(pattern.fullmatch(instruction) for pattern in CANONICAL.values())
+
+
 def keywords(instruction: str) -> set[str]:
-    """Returns the words that make the task what it is (and their synonyms); without one of them nobody could tell what to do."""
+    """Returns the words that make the task what it is (and their synonyms); without one of them nobody could tell what to do.
+
+    Of a foreign sentence that may be any word.
+    """
+    if not is_canonical(instruction):
+        return {instruction}
     _, fields = parse(instruction)
     names = [word for key, word in fields.items() if key not in ("preposition", "giver")]
     return {synonym for name in names for synonym in SYNONYMS.get(name, (name,))}
@@ -127,8 +137,11 @@ def held_out(instruction: str) -> list[str]:
 
 
 def all_training_sentences(instructions: Sequence[str]) -> Iterator[str]:
-    """Yields every training phrasing with every synonym; the vocabulary of a tokenizer."""
+    """Yields every training phrasing with every synonym, foreign sentences as they are; the vocabulary of a tokenizer."""
     for instruction in instructions:
+        if not is_canonical(instruction):
+            yield instruction
+            continue
         kind, fields = parse(instruction)
         for template in TRAIN_TEMPLATES[kind]:
             slots = [slot for _, slot, _, _ in Formatter().parse(template) if slot is not None]

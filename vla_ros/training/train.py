@@ -31,6 +31,7 @@ from vla_ros.training.measure import record_results
 from vla_ros.training.objective import Objective
 from vla_ros.training.phrasings import all_training_sentences
 from vla_ros.training.progress import Progress
+from vla_ros.training.sources import Source
 from vla_ros.training.trainer import Trainer
 
 LOG_EVERY_STEPS = 50
@@ -41,7 +42,7 @@ def train(config: TrainingConfig, data: Path, out: Path, resume: bool = False) -
     """Collects what demonstrations are missing, trains, and leaves `latest/` and `best/` checkpoints, log and curves in `out`.
 
     Args:
-        data: holds a folder of demonstrations for each embodiment.
+        data: holds a folder of demonstrations for each embodiment, and what is read from datasets.
 
     Returns:
         By embodiment the closed-loop result of the best checkpoint over `check.final_episodes` scenes.
@@ -50,15 +51,8 @@ def train(config: TrainingConfig, data: Path, out: Path, resume: bool = False) -
         ConfigError: nothing to resume, or the state does not fit the configuration.
         DataError: broken demonstrations, a loss that is not finite, no memory, or a full disk; the last checkpoint stays usable.
     """
-    for source in config.sources:
-        collect(config, source, data / source.embodiment)
+    demonstrations = [open_source(config, source, data) for source in config.sources]
     torch.manual_seed(config.optimisation.seed)
-    demonstrations = [
-        Demonstrations(
-            data / source.embodiment, layout_for(load_embodiment(source.embodiment), source.cameras), config.optimisation.stage_weights
-        )
-        for source in config.sources
-    ]
     run = Run(config, demonstrations, out, resume)
     try:
         run.train()
@@ -72,6 +66,19 @@ def train(config: TrainingConfig, data: Path, out: Path, resume: bool = False) -
         raise DataError(
             f"{out}: cannot write ({error}); free some space, then --resume. {out / 'latest'} holds the last good checkpoint"
         ) from error
+
+
+def open_source(config: TrainingConfig, source: Source, data: Path) -> Demonstrations:
+    """Collects what the simulator's demonstrations in `data` lack, or brings a dataset there, and reads them."""
+    layout = layout_for(load_embodiment(source.embodiment), source.cameras)
+    if source.dataset is None:
+        folder = data / source.embodiment
+        collect(config, source, folder)
+    else:
+        from vla_ros.training.lerobot_import import import_dataset
+
+        folder = import_dataset(config, source, data)
+    return Demonstrations(folder, layout, config.optimisation.stage_weights)
 
 
 class Run:
