@@ -31,8 +31,8 @@ TRAINING = (
 class Log:
     """Keeps `log.csv` of a folder, a column for each figure it is told, and the same in TensorBoard's event files beside it.
 
-    Rows after `step` (from before a resume) are dropped. Time (`elapsed_s`, over all resumes) and memory (`memory_mib`, the most so far) are
-    added to what is told.
+    Rows after `step` (from before a resume) are dropped. Time (`elapsed_s`, over all resumes) and memory (`memory_mib`, the most so far)
+    are added to what is told.
     """
 
     def __init__(self, folder: Path, step: int, panels: tuple[Panel, ...] = TRAINING) -> None:

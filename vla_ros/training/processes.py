@@ -1,4 +1,4 @@
-"""The processes of one training: one on a CPU or a GPU, or several of `accelerate launch` or `torchrun`, each with a part of every batch."""
+"""The processes of one training: one on a CPU or a GPU, or several, of `accelerate launch` or `torchrun`, each with batches of its own."""
 
 from __future__ import annotations
 
