@@ -36,7 +36,7 @@ def configuration(source, **changes):
     network = dict(base.network, hidden_size=32, text_width=16, keypoints=4)
     optimisation = dataclasses.replace(base.optimisation, batch=4, warm_up_steps=2, save_every_steps=6, average=0.9)
     check = dataclasses.replace(base.check, every_steps=4)
-    values = {"image": {"width": 32, "height": 24}, "horizon": 4, "network": network, "optimisation": optimisation, "check": check}
+    values = {"image": {"width": 48, "height": 36}, "horizon": 4, "network": network, "optimisation": optimisation, "check": check}
     return dataclasses.replace(base, sources=(source,), **values | changes)
 
 
@@ -53,7 +53,7 @@ def test_frames_numbers_and_sentences_arrive_where_they_belong(dataset, tmp_path
         length = len(episode)
         assert episode.instruction == written.TASKS[written.TASK_OF[index]]
         expected = [[written.level(index, i, camera) for camera in written.CAMERAS] for i in range(length)]
-        assert episode.frames.shape == (length, 2, 24, 32, 3)
+        assert episode.frames.shape == (length, 2, 36, 48, 3)
         assert np.abs(episode.frames.mean(axis=(2, 3, 4)) - expected).max() < 2  # the next frame is 8 away, the other camera's 4
         np.testing.assert_allclose(episode.state, written.state_of(index, length), atol=1e-6)
         action = written.action_of(index, length)

@@ -23,7 +23,7 @@ def train(
     episodes: Annotated[int | None, typer.Option(min=1, help="Demonstrations of each embodiment, instead of the configuration's.")] = None,
     resume: Annotated[bool, typer.Option(help="Continue the training in --out after a stop or a kill.")] = False,
 ) -> None:
-    """Train a policy on demonstrations of the scripted expert, on one CPU thread.
+    """Train a policy on demonstrations of the scripted expert or on LeRobot v3.0 datasets, on one CPU thread.
 
     Examples:
 
@@ -42,5 +42,8 @@ def train(
     settings = load_training(str(config), steps=steps, episodes=episodes)
     name = config.stem
     folder = out or Path("runs") / name
-    for embodiment, result in run(settings, data, folder, resume).items():
+    results = run(settings, data, folder, resume)
+    if not results:
+        typer.echo(f"{folder / 'best'}: no source has a simulator; log.csv has the loss on held-out episodes (validation)")
+    for embodiment, result in results.items():
         typer.echo(f"{folder / 'best'}: {embodiment}: {result}")

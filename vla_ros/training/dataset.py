@@ -14,6 +14,7 @@ from torch import Tensor
 from vla_ros.core.errors import DataError
 from vla_ros.policies.layout import Layout
 from vla_ros.policies.network import Batch, to_pixels
+from vla_ros.policies.normalization import Quantiles
 from vla_ros.policies.text import UNKNOWN_ID, encode
 from vla_ros.training.config import Augmentation
 from vla_ros.training.demonstrations import Episode, episode_seeds, load_episode
@@ -29,12 +30,15 @@ class Demonstrations:
         folder: see `demonstrations`.
         layout: of the embodiment that they show; `self.layout` is the same with the normalisation of these data.
         stage_weights: how often a step before the grasp, with the block held and after the release is drawn.
+        held_out_share: share of the episodes, drawn by `seed`, that is neither drawn nor measured: `held_out` bool [steps].
 
     Raises:
-        DataError: no episodes, a broken one, or episodes of different shapes.
+        DataError: no episodes, a broken one, episodes of different shapes, or too few to hold one out.
     """
 
-    def __init__(self, folder: Path, layout: Layout, stage_weights: tuple[float, float, float]) -> None:
+    def __init__(
+        self, folder: Path, layout: Layout, stage_weights: tuple[float, float, float], held_out_share: float = 0.0, seed: int = 0
+    ) -> None:
         episodes = [load_episode(folder, seed) for seed in episode_seeds(folder)]
         if not episodes:
             raise DataError(f"{folder}: no demonstrations: collect them with `vla train CONFIG --data {folder.parent}`")
@@ -48,13 +52,15 @@ class Demonstrations:
         self.owner = np.repeat(np.arange(len(episodes)), [len(episode) for episode in episodes])
         self.step = np.concatenate([np.arange(len(episode)) for episode in episodes])
         self.state, self.objects = (self._join(episodes, name) for name in ("state", "objects"))
+        self.held_out = np.isin(self.owner, _held_out(folder, len(episodes), held_out_share, seed))
         motion = layout.relative(self._join(episodes, "targets"), self.state)
-        self.layout = replace(layout, normalization=layout.measure(layout.features(self.state), motion))
+        seen = ~self.held_out
+        self.layout = replace(layout, normalization=layout.measure(layout.features(self.state[seen]), motion[seen]))
         self.state_statistics, self.action_statistics = self.layout.statistics(motion.shape[1], str(folder))
         self.actions = self.action_statistics.normalize(motion).astype(np.float32)
         self._scale_objects()
-        weights = np.asarray(stage_weights)[self._join(episodes, "stage")]
-        self._cumulative = np.cumsum(weights / weights.sum())
+        cumulative = np.cumsum(np.asarray(stage_weights)[self._join(episodes, "stage")] * seen)
+        self._cumulative = cumulative / cumulative[-1]
 
     def _scale_objects(self) -> None:
         """Mean and spread (m) [3] of whatever lies on the table; a dataset does not say."""
@@ -75,16 +81,40 @@ class Demonstrations:
 
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Returns `count` step indices by stage weight."""
-        return np.minimum(np.searchsorted(self._cumulative, rng.random(count)), len(self) - 1)
+        return np.searchsorted(self._cumulative, rng.random(count), side="right")
 
     def frames(self, indices: np.ndarray) -> np.ndarray:
         """uint8 [..., cameras, H, W, 3] of the steps `indices` [...]."""
         found = np.stack([self.episodes[self.owner[i]].frames[self.step[i]] for i in indices.ravel()])
         return found.reshape(*indices.shape, *found.shape[1:])
 
+    def trajectories(self, indices: np.ndarray) -> np.ndarray:
+        """Returns [B, T, D]: what is commanded from each step to the end of its episode, normalised; NaN past the end.
+
+        Motion is relative to the state at the step and has the statistics of the chunk, rows beyond the horizon those of its last row.
+        Nothing is clipped: a whole trajectory goes farther than any chunk, and must not end where the chunk does.
+        """
+        own = [np.arange(i, i + len(self.episodes[self.owner[i]]) - self.step[i]) for i in indices]
+        out = np.full((len(indices), max(map(len, own)), len(self.layout.channels)), np.nan, dtype=np.float32)
+        for row, (i, steps) in enumerate(zip(indices, own, strict=True)):
+            targets = np.stack([self.episodes[self.owner[k]].targets[self.step[k], 0] for k in steps])
+            scale = self.action_statistics
+            rows = np.minimum(np.arange(len(steps)), len(scale.low) - 1)
+            motion = self.layout.relative(targets, self.state[i])
+            out[row, : len(steps)] = Quantiles(scale.low[rows], scale.high[rows]).normalize(motion, clip=False)
+        return out
+
     def before(self, indices: np.ndarray, window: int) -> np.ndarray:
         """[B] steps -> [B, window] consecutive steps that end there; an episode's first stands for those before it."""
         return indices[:, None] - np.minimum(self.step[indices][:, None], np.arange(window)[::-1])
+
+
+def _held_out(folder: Path, episodes: int, share: float, seed: int) -> np.ndarray:
+    """Indices of the episodes for validation, at least one if any are asked for."""
+    count = max(1, round(share * episodes)) if share else 0
+    if count >= episodes:
+        raise DataError(f"{folder}: {episodes} episodes, {count} to hold out: record more, or set validation_share: 0.0")
+    return np.random.default_rng(seed).permutation(episodes)[:count]
 
 
 @dataclass(frozen=True)
@@ -104,6 +134,7 @@ class Batches:
 
     Args:
         window: above 1 images [B, window, C, 3, H, W] and state [B, window, F] are the last observations, as `network.Inputs` wants them.
+        whole: no images, and actions [B, T, D] that go on to the end of the episode; see `Demonstrations.trajectories`.
     """
 
     def __init__(
@@ -114,26 +145,31 @@ class Batches:
         augmentation: Augmentation,
         seed: int,
         window: int = 1,
+        whole: bool = False,
     ) -> None:
-        self._sources, self._reader, self._augmentation, self._window = sources, reader, augmentation, window
+        self._sources, self._reader, self._augmentation = sources, reader, augmentation
+        self._window, self._whole = window, whole
         self._rng = np.random.default_rng(seed)
         self._shares = np.array(shares) / np.sum(shares)
         sentences = {instruction for source in sources for instruction in source.instructions()}
         self._kept = [number for sentence in sentences for words in keywords(sentence) for number in reader.tokenizer.encode(words).ids]
 
     def next(self, size: int) -> Batch:
-        rng, noise = self._rng, self._augmentation
-        data = self._sources[int(rng.choice(len(self._sources), p=self._shares))]
-        indices = data.draw(rng, size)
+        """Returns `size` samples of one source."""
+        data = self._sources[int(self._rng.choice(len(self._sources), p=self._shares))]
+        return self.of(data, data.draw(self._rng, size))
+
+    def of(self, data: Demonstrations, indices: np.ndarray) -> Batch:
+        """Returns the steps `indices` of one source as the network sees them."""
         episodes = [data.episodes[i] for i in data.owner[indices]]
         seen = data.before(indices, self._window) if self._window > 1 else indices
         features = data.layout.features(self._disturbed(data, data.state[seen]))
         return Batch(
             data.layout.embodiment,
-            images=augment(torch.from_numpy(data.frames(seen)), noise, rng),
+            images=None if self._whole else augment(torch.from_numpy(data.frames(seen)), self._augmentation, self._rng),
             state=_tensor(data.state_statistics.normalize(features, clip=False)),
             tokens=torch.from_numpy(np.stack([self._say(data.layout, episode.instruction) for episode in episodes])),
-            actions=_tensor(data.actions[indices]),
+            actions=_tensor(data.trajectories(indices) if self._whole else data.actions[indices]),
             objects=_tensor((data.objects[indices] - data.object_mean) / data.object_spread_m),
             roles=torch.from_numpy(np.stack([episode.roles for episode in episodes])),
         )

@@ -10,6 +10,7 @@ from typing import Annotated
 import torch
 import typer
 
+from vla_ros.core.errors import ConfigError
 from vla_ros.policies import find_checkpoint
 from vla_ros.policies.checkpoint import CONFIG
 from vla_ros.training.closed_loop import Result, check_closed_loop
@@ -45,7 +46,10 @@ def measure(
         rows[name] = check_closed_loop(settings, source, folder, range(seed, seed + count), **options)
         typer.echo(f"{name}: {rows[name]}")
 
-    for source in settings.sources:
+    simulated = [source for source in settings.sources if source.simulator]
+    if not simulated:
+        raise ConfigError(f"{config}: no source has a simulator: name a configuration that has one with --config")
+    for source in simulated:
         for name, options in VARIATIONS.items():
             check(source, name, episodes, options)
         for index in range(PHRASINGS if phrasing_episodes else 0):
@@ -56,9 +60,14 @@ def measure(
 
 def record_results(folder: Path, seed: int, rows: dict[str, Result]) -> None:
     """Writes the figures into `training.fast_loop` of config.json."""
+    record(folder, {"fast_loop": {"first_seed": seed, **{name: asdict(result) for name, result in rows.items()}}})
+
+
+def record(folder: Path, figures: dict[str, object]) -> None:
+    """Puts figures into `training` of a checkpoint's config.json."""
     path = folder / CONFIG
     values = json.loads(path.read_text())
-    values["training"]["fast_loop"] = {"first_seed": seed, **{name: asdict(result) for name, result in rows.items()}}
+    values["training"] |= figures
     partial = path.with_name(f".{CONFIG}.new")
     partial.write_text(json.dumps(values, indent=1) + "\n")
     partial.replace(path)

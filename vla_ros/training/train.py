@@ -24,15 +24,16 @@ from vla_ros.policies.network_policy import SYSTEMS, make_network
 from vla_ros.policies.text import build_tokenizer
 from vla_ros.training.closed_loop import Result, check_closed_loop
 from vla_ros.training.collect import collect
-from vla_ros.training.config import TrainingConfig
+from vla_ros.training.config import Augmentation, TrainingConfig
 from vla_ros.training.curves import Log
 from vla_ros.training.dataset import Batches, Demonstrations, Reader
-from vla_ros.training.measure import record_results
+from vla_ros.training.measure import record, record_results
 from vla_ros.training.objective import Objective
 from vla_ros.training.phrasings import all_training_sentences
 from vla_ros.training.progress import Progress
 from vla_ros.training.sources import Source
 from vla_ros.training.trainer import Trainer
+from vla_ros.training.validation import Validation
 
 LOG_EVERY_STEPS = 50
 RATES = ("success_rate", "wrong_object_rate")
@@ -45,7 +46,7 @@ def train(config: TrainingConfig, data: Path, out: Path, resume: bool = False) -
         data: holds a folder of demonstrations for each embodiment, and what is read from datasets.
 
     Returns:
-        By embodiment the closed-loop result of the best checkpoint over `check.final_episodes` scenes.
+        By embodiment the closed-loop result of the best checkpoint over `check.final_episodes` scenes; none for a dataset.
 
     Raises:
         ConfigError: nothing to resume, or the state does not fit the configuration.
@@ -78,7 +79,7 @@ def open_source(config: TrainingConfig, source: Source, data: Path) -> Demonstra
         from vla_ros.training.lerobot_import import import_dataset
 
         folder = import_dataset(config, source, data)
-    return Demonstrations(folder, layout, config.optimisation.stage_weights)
+    return Demonstrations(folder, layout, config.optimisation.stage_weights, source.held_out_share, config.optimisation.seed)
 
 
 class Run:
@@ -95,6 +96,8 @@ class Run:
         self.trainer = Trainer(Objective(network, config.loss), config.optimisation)
         if resume:
             self.trainer.load(out)
+        self.reader = Reader(self.tokenizer, int(config.network["text_length"]), self.prompt)
+        self.validation = Validation(demonstrations, self.batches, config.optimisation.batch, config.optimisation.seed)
         self.log = Log(out, self.trainer.step)
 
     def prompt(self, layout: Layout, sentence: str) -> str:
@@ -106,26 +109,30 @@ class Run:
         layouts = {source.layout.embodiment: source.layout for source in self.demonstrations}
         return CheckpointConfig(config.system, config.preset, layouts, config.image, config.horizon, config.dt_s, self.network, training)
 
+    def batches(self, augmentation: Augmentation, seed: int) -> Batches:
+        """What the network sees of the demonstrations."""
+        window = getattr(self.trainer.objective.network, "window", 1)
+        shares = [source.share for source in self.config.sources]
+        return Batches(self.demonstrations, shares, self.reader, augmentation, seed, window)
+
     def train(self) -> None:
         """Runs to `optimisation.steps`, saving and checking on the way."""
         config, trainer = self.config, self.trainer
         options, check = config.optimisation, config.check
-        seed = options.seed + trainer.step
-        reader = Reader(self.tokenizer, int(config.network["text_length"]), self.prompt)
-        window = getattr(trainer.objective.network, "window", 1)
-        batches = Batches(self.demonstrations, [source.share for source in config.sources], reader, config.augmentation, seed, window)
+        batches = self.batches(config.augmentation, options.seed + trainer.step)
         with Progress(options.steps, trainer.step) as progress:
             recent: list[dict[str, float]] = []
             while trainer.step < options.steps:
                 parts = trainer.advance(batches.next(options.batch))
                 recent.append({name: float(part.detach()) for name, part in parts.items()})
                 if trainer.step % LOG_EVERY_STEPS == 0 or trainer.step == options.steps:
-                    figures = {name: float(np.mean([row[name] for row in recent])) for name in recent[0]}
+                    figures = means(recent)
                     self.log.add(step=trainer.step, steps_per_s=progress.advance(trainer.step, figures), **figures)
                     recent.clear()
-                if trainer.step % options.save_every_steps == 0 or trainer.step == options.steps:
+                checked = trainer.step % check.every_steps == 0 or trainer.step == options.steps
+                if checked or trainer.step % options.save_every_steps == 0:  # what is checked is what was saved
                     self.save()
-                if trainer.step % check.every_steps == 0 or trainer.step == options.steps:
+                if checked:
                     self.check(progress)
 
     def save(self) -> None:
@@ -135,30 +142,46 @@ class Run:
         self.log.draw()
 
     def check(self, progress: Progress) -> None:
-        """Measures `latest` in closed loop and keeps it as `best` unless an earlier one did better, over all embodiments."""
-        options = self.config.check
-        self.trainer.objective.eval()
+        """Measures `latest` and keeps it as `best` unless an earlier one did better.
+
+        What counts is closed-loop success over all simulators; without one it is the loss on held-out episodes; without these the newest
+        is the best.
+        """
+        options, trainer = self.config.check, self.trainer
+        figures, score = {}, 0.0
+        if self.validation.sources:
+            figures["validation"] = self.validation.loss(trainer.objective, trainer.average)
+            score = -figures["validation"]
+            progress.say(f"step {trainer.step}: validation loss {-score:.4g}")
+        trainer.objective.eval()
         results = self.measure("latest", options.first_seed, options.episodes)
-        self.trainer.objective.train()
+        trainer.objective.train()
         for embodiment, result in results.items():
-            progress.say(f"step {self.trainer.step}: {embodiment}: {result}")
-        success, wrong = (float(np.mean([getattr(result, rate) for result in results.values()])) for rate in RATES)
-        self.log.add(step=self.trainer.step, success=success, wrong_object=wrong)
-        if success >= self.trainer.best_success:
-            self.trainer.best_success = success
-            self.trainer.save(self.out)
+            progress.say(f"step {trainer.step}: {embodiment}: {result}")
+        if results:
+            success, wrong = (float(np.mean([getattr(result, rate) for result in results.values()])) for rate in RATES)
+            figures |= {"success": success, "wrong_object": wrong}
+            score = success
+        self.log.add(step=trainer.step, **figures)
+        if score >= trainer.best_success:
+            trainer.best_success = score
+            trainer.save(self.out)
             shutil.copytree(self.out / "latest", self.out / "best", dirs_exist_ok=True)
 
     def measure(self, checkpoint: str, first_seed: int, episodes: int) -> dict[str, Result]:
-        """Closed-loop results of one of the run's checkpoints by embodiment."""
-        seeds = range(first_seed, first_seed + episodes)
-        return {source.embodiment: check_closed_loop(self.config, source, self.out / checkpoint, seeds) for source in self.config.sources}
+        """Closed-loop results of one of the run's checkpoints by embodiment, of those that have a simulator."""
+        seeds, folder = range(first_seed, first_seed + episodes), self.out / checkpoint
+        simulated = [source for source in self.config.sources if source.simulator]
+        return {source.embodiment: check_closed_loop(self.config, source, folder, seeds) for source in simulated}
 
     def finish(self) -> dict[str, Result]:
         """Measures `best` on the final seeds and writes the figures into its config.json."""
-        options = self.config.check
+        options, best = self.config.check, self.out / "best"
         results = self.measure("best", options.final_seed, options.final_episodes)
-        record_results(self.out / "best", options.final_seed, {f"{name}, after training": result for name, result in results.items()})
+        if results:
+            record_results(best, options.final_seed, {f"{name}, after training": result for name, result in results.items()})
+        elif self.validation.sources:
+            record(best, {"validation": -self.trainer.best_success})
         self.log.draw()
         return results
 
@@ -175,6 +198,12 @@ class Run:
             "optimisation": asdict(self.config.optimisation),
             "fast_loop": {},
         }
+
+
+def means(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of every figure over the rows that have it: a dataset does not know the error of an object's position."""
+    finite = {name: [row[name] for row in rows if np.isfinite(row[name])] for name in rows[0]}
+    return {name: float(np.mean(values)) for name, values in finite.items() if values}
 
 
 def git_revision() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ class Trainer:
         self._parallel, self.optimiser = processes.prepare(self.objective, optimiser)
         self.average = Average(objective, options.average)
         self.step = 0
-        self.best_success = -1.0
+        self.best_success = -math.inf
 
     @property
     def learning_rate(self) -> float:
