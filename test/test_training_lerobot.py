@@ -168,6 +168,33 @@ def test_wrong_rows_are_named(tmp_path):
         imported(cut, tmp_path)
 
 
+def test_numbers_in_a_foreign_unit_are_not_taken_for_metres(tmp_path, monkeypatch):
+    metres = written.state_of
+    monkeypatch.setattr(written, "state_of", lambda episode, length: metres(episode, length) * np.float32([1000] * 3 + [1] * 4))
+    dataset = written.write_dataset(tmp_path / "set")
+    with pytest.raises(DataError, match=r"episode 0: tcp\.x reaches 505, expected m .*units"):
+        imported(dataset, tmp_path)
+    _, episodes = imported(dataset, tmp_path, units={"tcp.[xyz]": "mm"})
+    np.testing.assert_allclose(episodes[2].state, metres(2, written.LENGTHS[2]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"fps": "ten"}, r"info\.json: fps is 'ten'"),
+        ({"fps": 0}, r"info\.json: fps is 0"),
+        ({"video_path": None}, r"info\.json: video_path is None: .*without videos"),
+        ({"data_path": "data/{file}.parquet"}, r"info\.json: data_path 'data/\{file\}\.parquet' is no pattern of chunk_index, file_index"),
+        ({"features": []}, r"info\.json: features is \[\]"),
+    ],
+)
+def test_a_wrong_description_is_named(dataset, tmp_path, values, message):
+    info = dataset / "meta" / "info.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | values))
+    with pytest.raises(DataError, match=message):
+        imported(dataset, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -187,3 +214,11 @@ def test_a_source_is_a_simulator_or_a_dataset(tmp_path, text, message):
     path.write_text(f"source: {text}\n")
     with pytest.raises(ConfigError, match=rf"source\.yaml:1: .*{message}"):
         build(read(path).value["source"], Source, "source")
+
+
+def test_the_example_configuration_reads_a_dataset(dataset, tmp_path):
+    config = load_training("robovlms_lerobot")
+    source = dataclasses.replace(config.sources[0], dataset=str(dataset))
+    episode = load_episode(import_dataset(config, source, tmp_path / "data"), 1)
+    assert episode.frames.shape == (9, 2, 96, 128, 3) and episode.targets.shape == (9, 16, 7)
+    np.testing.assert_allclose(episode.state, written.state_of(1, 9), atol=1e-6)

@@ -16,7 +16,8 @@ from vla_ros.core.errors import DataError, did_you_mean
 
 VERSION = "v3.0"
 INFO, TASKS, EPISODES = "meta/info.json", "meta/tasks.parquet", "meta/episodes"
-INFO_KEYS = ("codebase_version", "fps", "features", "total_episodes", "data_path", "video_path")
+INFO_KINDS = {"fps": (int, float), "features": dict, "total_episodes": int, "data_path": str, "video_path": str}
+EPISODE_KEYS = ("episode_index", "length", "data/chunk_index", "data/file_index")
 FRAME_TOLERANCE = 0.25  # of a frame's time: what is farther away is another frame
 
 
@@ -56,9 +57,10 @@ class LeRobotFolder:
         version = info.get("codebase_version") if isinstance(info, dict) else None
         if version != VERSION:
             raise DataError(f"{path}: codebase_version {version!r}, expected {VERSION!r}: convert the dataset with LeRobot")
-        missing = [key for key in INFO_KEYS if key not in info]
-        if missing or not info["fps"] > 0:
-            raise DataError(f"{path}: {', '.join(missing) or 'fps'} missing or not above 0: restore the file")
+        wrong = [key for key, kind in INFO_KINDS.items() if not isinstance(info.get(key), kind)]
+        if wrong or not info["fps"] > 0:
+            key = wrong[0] if wrong else "fps"
+            raise DataError(f"{path}: {key} is {info.get(key)!r:.80}: restore the file (a dataset without videos has no video_path)")
         return info
 
     def _table(self, path: Path, columns: list[str] | None = None) -> pyarrow.Table:
@@ -86,6 +88,9 @@ class LeRobotFolder:
         rows = []
         for path in paths:
             table = self._table(path)
+            missing = [name for name in EPISODE_KEYS if name not in table.column_names]
+            if missing:
+                raise DataError(f"{path}: no column {', '.join(missing)}; there are {', '.join(table.column_names)}")
             rows += table.select([name for name in table.column_names if not name.startswith("stats/")]).to_pylist()
         if len(rows) != self.info["total_episodes"] or not rows:
             raise DataError(
@@ -135,7 +140,10 @@ class LeRobotFolder:
         return Rows(index, state_rows, action_rows, values["timestamp"], self._tasks[task])
 
     def _path(self, key: str, **place: object) -> Path:
-        return self.folder / str(self.info[key]).format(**place)
+        try:
+            return self.folder / self.info[key].format(**place)
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            raise DataError(f"{self.folder / INFO}: {key} '{self.info[key]}' is no pattern of {', '.join(place)} ({error!r})") from error
 
     def frames(self, episode: dict, feature: str, timestamps: np.ndarray) -> Iterator[np.ndarray]:
         """Yields the RGB frames uint8 [H, W, 3] of one camera at ascending `timestamps` (s in the episode). Raises DataError."""
