@@ -11,12 +11,14 @@ import torch
 from vla_ros.core.embodiment import load_embodiment
 from vla_ros.core.errors import ConfigError, DataError
 from vla_ros.policies.layout import layout_for
-from vla_ros.training import train as train_module
+from vla_ros.policies.text import build_tokenizer
+from vla_ros.training import run as run_module
 from vla_ros.training.closed_loop import Result
 from vla_ros.training.config import load_training
 from vla_ros.training.dataset import Batches, Demonstrations, Reader
 from vla_ros.training.demonstrations import BEFORE_GRASP, HELD, Episode, episode_seeds, load_episode, save_episode
 from vla_ros.training.disturbance import Disturbance
+from vla_ros.training.phrasings import all_training_sentences
 from vla_ros.training.train import train
 
 INSTRUCTION = "pick up the red block and put it on the plate"
@@ -82,7 +84,7 @@ def no_simulator(monkeypatch):
         checked.append(checkpoint.name)
         return RESULT
 
-    monkeypatch.setattr(train_module, "check_closed_loop", check)
+    monkeypatch.setattr(run_module, "check_closed_loop", check)
     return checked
 
 
@@ -107,7 +109,7 @@ def test_batches_are_normalised_and_draw_by_stage(folder, config):
     data = Demonstrations(folder / "franka", LAYOUT, (0.0, 1.0, 0.0))
     drawn = data.draw(np.random.default_rng(0), 500)
     assert (data.step[drawn] >= 8).all()
-    tokenizer = train_module.build_tokenizer(train_module.all_training_sentences(data.instructions()))
+    tokenizer = build_tokenizer(all_training_sentences(data.instructions()))
     batch = Batches([data], [1.0], Reader(tokenizer, 24, lambda layout, sentence: sentence), config.augmentation, 0).next(8)
     assert batch.images.shape == (8, 2, 3, 48, 64) and batch.actions.shape == (8, 16, 7) and batch.embodiment == "franka"
     assert batch.actions.abs().max() <= 1 and batch.images.abs().max() < 1.3
@@ -135,14 +137,14 @@ def test_training_learns_and_leaves_a_checkpoint_that_says_how(folder, config, t
 
 
 def test_a_killed_training_resumes_where_it_was_saved(folder, config, tmp_path, no_simulator, monkeypatch):
-    advance, out = train_module.Trainer.advance, tmp_path / "out"
+    advance, out = run_module.Trainer.advance, tmp_path / "out"
 
     def killed(self, batch):
         if self.step == 45:
             raise KeyboardInterrupt
         return advance(self, batch)
 
-    monkeypatch.setattr(train_module.Trainer, "advance", killed)
+    monkeypatch.setattr(run_module.Trainer, "advance", killed)
     with pytest.raises(KeyboardInterrupt):
         train(config, folder, out)
     started = []
@@ -151,7 +153,7 @@ def test_a_killed_training_resumes_where_it_was_saved(folder, config, tmp_path, 
         started.append(self.step)
         return advance(self, batch)
 
-    monkeypatch.setattr(train_module.Trainer, "advance", watched)
+    monkeypatch.setattr(run_module.Trainer, "advance", watched)
     train(config, folder, out, resume=True)
     assert started[0] == 40 and started[-1] == 119
 
@@ -162,14 +164,14 @@ def test_resume_without_a_state_says_so(folder, config, tmp_path):
 
 
 def test_a_diverged_loss_ends_with_the_parts_and_keeps_the_checkpoint(folder, config, tmp_path, no_simulator, monkeypatch):
-    advance, out = train_module.Trainer.advance, tmp_path / "out"
+    advance, out = run_module.Trainer.advance, tmp_path / "out"
 
     def poisoned(self, batch):
         if self.step == 30:
             batch = dataclasses.replace(batch, actions=batch.actions * float("nan"))
         return advance(self, batch)
 
-    monkeypatch.setattr(train_module.Trainer, "advance", poisoned)
+    monkeypatch.setattr(run_module.Trainer, "advance", poisoned)
     with pytest.raises(DataError, match=r"step 30: the loss is nan .*motion nan"):
         train(config, folder, out)
     assert (out / "latest" / "model.safetensors").is_file()
@@ -179,7 +181,7 @@ def test_a_full_disk_names_the_last_good_checkpoint(folder, config, tmp_path, no
     def full(self, folder):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(train_module.Trainer, "save", full)
+    monkeypatch.setattr(run_module.Trainer, "save", full)
     with pytest.raises(DataError, match=r"No space left.*--resume"):
         train(config, folder, tmp_path / "out")
 
@@ -188,7 +190,7 @@ def test_no_memory_says_what_to_lower(folder, config, tmp_path, no_simulator, mo
     def greedy(self, batch):
         raise MemoryError("cannot allocate 9 GB")
 
-    monkeypatch.setattr(train_module.Trainer, "advance", greedy)
+    monkeypatch.setattr(run_module.Trainer, "advance", greedy)
     with pytest.raises(DataError, match=r"out of memory .*9 GB.*lower optimisation\.batch \(now 8\)"):
         train(config, folder, tmp_path / "out")
 

@@ -16,10 +16,12 @@ from vla_ros.core.errors import ConfigError, DataError
 from vla_ros.policies import load_policy
 from vla_ros.policies.qwen_vla.network import QwenVla
 from vla_ros.policies.qwen_vla.stages import configure_stage
-from vla_ros.training import train as train_module
+from vla_ros.policies.text import build_tokenizer
+from vla_ros.training import run as run_module
 from vla_ros.training.config import load_training
 from vla_ros.training.dataset import Batches, Demonstrations, Reader
 from vla_ros.training.demonstrations import save_episode
+from vla_ros.training.phrasings import all_training_sentences
 from vla_ros.training.train import train
 
 
@@ -57,7 +59,7 @@ def test_held_out_episodes_are_neither_drawn_nor_measured(folder):
 def test_a_dataset_alone_trains_and_keeps_the_checkpoint_with_the_least_validation_loss(tmp_path, monkeypatch):
     dataset = written.write_dataset(tmp_path / "set")
     losses = []
-    measured = train_module.Validation.loss
+    measured = run_module.Validation.loss
 
     def made_up(self, objective, average):
         first, second = measured(self, objective, average), measured(self, objective, average)
@@ -65,7 +67,7 @@ def test_a_dataset_alone_trains_and_keeps_the_checkpoint_with_the_least_validati
         losses.append(first)
         return {1: 3.0, 2: 1.0, 3: 2.0}[len(losses)]
 
-    monkeypatch.setattr(train_module.Validation, "loss", made_up)
+    monkeypatch.setattr(run_module.Validation, "loss", made_up)
     assert train(configuration(source_of(dataset)), tmp_path / "data", tmp_path / "out") == {}
     assert len(set(losses)) == 3 and losses[-1] < losses[0]
     with (tmp_path / "out" / "log.csv").open() as stream:
@@ -96,7 +98,7 @@ def test_episodes_of_a_dataset_cannot_be_asked_for(tmp_path):
 
 def test_whole_trajectories_go_to_the_end_of_the_episode_and_train_without_images(folder):
     data = Demonstrations(folder, LAYOUT, (1.0, 1.0, 1.0))
-    tokenizer = train_module.build_tokenizer(train_module.all_training_sentences(data.instructions()))
+    tokenizer = build_tokenizer(all_training_sentences(data.instructions()))
     batches = Batches([data], [1.0], Reader(tokenizer, 24, lambda layout, sentence: sentence), CALM, 0, whole=True)
     indices = np.array([0, 4, len(data) - 1, len(data) - 14])
     batch = batches.of(data, indices)

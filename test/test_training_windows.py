@@ -9,12 +9,13 @@ from test_training_loop import LAYOUT, make_episode
 
 from vla_ros.policies.network import Inputs, to_pixels
 from vla_ros.policies.robo_vlms.network import RoboVlms
+from vla_ros.policies.text import build_tokenizer
 from vla_ros.training.config import Augmentation, LossWeights, load_training
 from vla_ros.training.dataset import Batches, Demonstrations, Reader, augment
 from vla_ros.training.demonstrations import save_episode
 from vla_ros.training.objective import Objective
 from vla_ros.training.phrasings import all_training_sentences
-from vla_ros.training.train import build_tokenizer
+from vla_ros.training.processes import start_processes
 from vla_ros.training.trainer import Trainer
 
 CALM = Augmentation(0, 0.0, 0.0, 0.0, 0.0, 0.0)
@@ -90,9 +91,9 @@ def test_a_policy_head_trains_on_windows_and_streams_what_it_learned(data):
         "gripper_weight": 0.125,
     }  # fmt: skip
     network = RoboVlms({"franka": data.layout}, 16, sizes)
-    options = dataclasses.replace(load_training("robovlms_franka").optimisation, steps=40, warm_up_steps=2, learning_rate=3e-3, bf16=False)
-    trainer = Trainer(Objective(network, LossWeights(0.25, 0.5)), options)
-    losses = [float(trainer.advance(made.next(8))["loss"]) for _ in range(40)]
+    options = dataclasses.replace(load_training("robovlms_franka").optimisation, steps=60, warm_up_steps=2, learning_rate=3e-3, bf16=False)
+    trainer = Trainer(Objective(network, LossWeights(0.25, 0.5)), options, start_processes())
+    losses = [float(trainer.advance(made.next(8))["loss"]) for _ in range(60)]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5]), losses
     whole = batches(data)[0].next(1)
     network.eval().reset()

@@ -21,9 +21,11 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Folder of checkpoints, log and curves. Default: runs/<config>.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimisation steps, instead of the configuration's.")] = None,
     episodes: Annotated[int | None, typer.Option(min=1, help="Demonstrations of each embodiment, instead of the configuration's.")] = None,
+    init: Annotated[str | None, typer.Option(help="Checkpoint, by folder or name, whose weights and words to start from.")] = None,
+    stage: Annotated[str | None, typer.Option(help="Stage of the training, for systems that have stages.")] = None,
     resume: Annotated[bool, typer.Option(help="Continue the training in --out after a stop or a kill.")] = False,
 ) -> None:
-    """Train a policy on demonstrations of the scripted expert or on LeRobot v3.0 datasets, on one CPU thread.
+    """Train a policy on demonstrations of the scripted expert or on LeRobot v3.0 datasets, on a GPU or one CPU thread.
 
     Examples:
 
@@ -32,6 +34,10 @@ def train(
         vla train robovlms_franka --data /data/demonstrations --out runs/mine --steps 8000
 
         vla train robovlms_franka --resume
+
+        vla train qwen_vla --init qwen_vla --steps 4000 --out runs/finer
+
+    On several GPUs: accelerate launch --multi_gpu -m vla_ros.cli train robovlms_franka
     """
     import torch
 
@@ -39,7 +45,7 @@ def train(
     from vla_ros.training.train import train as run
 
     torch.set_num_threads(1)  # more only wait for each other on a busy machine
-    settings = load_training(str(config), steps=steps, episodes=episodes)
+    settings = load_training(str(config), steps, episodes, init, stage)
     name = config.stem
     folder = out or Path("runs") / name
     results = run(settings, data, folder, resume)

@@ -28,7 +28,7 @@ class Inputs:
 
     Args:
         embodiment: whose layout the numbers have.
-        images: float [B, C, 3, H, W] in [-1, 1], in the order of the layout's cameras.
+        images: float [B, C, 3, H, W] in [-1, 1], in the order of the layout's cameras; None in a stage that learns without.
         state: float [B, F], normalised features.
         tokens: int64 [B, L], the prompt.
         prefix: float [B, P, D] or None: normalised rows that are executed whatever comes (real-time chunking), from row 0 on.
@@ -36,7 +36,7 @@ class Inputs:
     """
 
     embodiment: str
-    images: Tensor
+    images: Tensor | None
     state: Tensor
     tokens: Tensor
     prefix: Tensor | None = None
@@ -59,8 +59,10 @@ class Batch(Inputs):
 class Network(Protocol):
     """A `torch.nn.Module` besides. Made by `System(layouts, horizon, sizes)`, see `network_policy.SYSTEMS`.
 
-    `visual_size` and `hidden_size` are the widths of what `encode` returns, 0 where the auxiliary losses have nothing to read.
-    A network with a history has `window: int` besides, see `Inputs`.
+    `visual_size` and `hidden_size` are the widths of what `loss` returns for the auxiliary losses, 0 where they have nothing to read.
+    A network with a history has `window: int` besides, see `Inputs`. One that is trained in stages has
+    `configure_stage(stage: str, tokenizer: Tokenizer) -> None`, which says what learns (`requires_grad`) and raises ConfigError for a stage
+    that it does not have, and may have `whole_trajectories: bool`: its batches have no images and actions to the end of the episode.
     """
 
     visual_size: int

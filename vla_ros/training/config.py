@@ -104,7 +104,12 @@ class Check:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """One policy and how to train it, on one embodiment or on several at once."""
+    """One policy and how to train it, on one embodiment or on several at once.
+
+    Args:
+        init: checkpoint, by folder or name, whose weights and words it starts from; none: from scratch.
+        stage: of the training, for systems that have stages: what learns, and from what.
+    """
 
     system: str
     preset: str
@@ -118,6 +123,8 @@ class TrainingConfig:
     loss: LossWeights
     optimisation: Optimisation
     check: Check
+    init: str = ""
+    stage: str = ""
 
     def problems(self) -> Problems:
         names = [source.embodiment for source in self.sources]
@@ -125,8 +132,10 @@ class TrainingConfig:
             yield "sources", f"embodiments {names}, expected at least one, each once"
 
 
-def load_training(name_or_path: str, steps: int | None = None, episodes: int | None = None) -> TrainingConfig:
-    """Reads a training configuration, from config/training or a path; `steps` and `episodes` (of each simulator) replace what it says.
+def load_training(
+    name_or_path: str, steps: int | None = None, episodes: int | None = None, init: str | None = None, stage: str | None = None
+) -> TrainingConfig:
+    """Reads a training configuration, from config/training or a path; what is not None replaces what it says, `episodes` of each simulator.
 
     Raises:
         ConfigError: with file, line and key.
@@ -134,6 +143,7 @@ def load_training(name_or_path: str, steps: int | None = None, episodes: int | N
     config = load(find_config("training", name_or_path), TrainingConfig)
     if steps is not None:
         config = replace(config, optimisation=replace(config.optimisation, steps=steps))
+    config = replace(config, init=config.init if init is None else init, stage=config.stage if stage is None else stage)
     if episodes is not None:
         if all(source.dataset for source in config.sources):
             raise ConfigError(f"episodes = {episodes}: {name_or_path} makes no demonstrations, its sources are datasets: leave it out")

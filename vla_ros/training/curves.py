@@ -32,13 +32,15 @@ class Log:
     """Keeps `log.csv` of a folder, a column for each figure it is told, and the same in TensorBoard's event files beside it.
 
     Rows after `step` (from before a resume) are dropped. Time (`elapsed_s`, over all resumes) and memory (`memory_mib`, the most so far)
-    are added to what is told.
+    are added to what is told. Not `written`: it keeps nothing, as the log of any but the first of several processes.
     """
 
-    def __init__(self, folder: Path, step: int, panels: tuple[Panel, ...] = TRAINING) -> None:
+    def __init__(self, folder: Path, step: int, panels: tuple[Panel, ...] = TRAINING, written: bool = True) -> None:
+        self.panels, self._written = panels, written
+        if not written:
+            return
         from torch.utils.tensorboard import SummaryWriter
 
-        self.panels = panels
         self.path = folder / "log.csv"
         self.rows = [row for row in self._read() if int(row["step"]) <= step]
         self.columns = list(self.rows[0]) if self.rows else ["step"]
@@ -52,7 +54,16 @@ class Log:
         with self.path.open(newline="") as stream:
             return list(csv.DictReader(stream))
 
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._written:
+            self._events.close()
+
     def add(self, step: int, **values: float) -> None:
+        if not self._written:
+            return
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
         self._events.flush()
@@ -98,9 +109,6 @@ class Log:
         figure.savefig(path, dpi=110)
         pyplot.close(figure)
         return path
-
-    def close(self) -> None:
-        self._events.close()
 
     def _column(self, name: str) -> tuple[list[int], list[float]]:
         rows = [row for row in self.rows if row.get(name)]

@@ -135,6 +135,7 @@ class Batches:
     Args:
         window: above 1 images [B, window, C, 3, H, W] and state [B, window, F] are the last observations, as `network.Inputs` wants them.
         whole: no images, and actions [B, T, D] that go on to the end of the episode; see `Demonstrations.trajectories`.
+        process: of several that train together: each has batches of its own, of the same source at a time.
     """
 
     def __init__(
@@ -146,17 +147,18 @@ class Batches:
         seed: int,
         window: int = 1,
         whole: bool = False,
+        process: int = 0,
     ) -> None:
         self._sources, self._reader, self._augmentation = sources, reader, augmentation
         self._window, self._whole = window, whole
-        self._rng = np.random.default_rng(seed)
+        self._turns, self._rng = np.random.default_rng(seed), np.random.default_rng([seed, process])
         self._shares = np.array(shares) / np.sum(shares)
         sentences = {instruction for source in sources for instruction in source.instructions()}
         self._kept = [number for sentence in sentences for words in keywords(sentence) for number in reader.tokenizer.encode(words).ids]
 
     def next(self, size: int) -> Batch:
         """Returns `size` samples of one source."""
-        data = self._sources[int(self._rng.choice(len(self._sources), p=self._shares))]
+        data = self._sources[int(self._turns.choice(len(self._sources), p=self._shares))]
         return self.of(data, data.draw(self._rng, size))
 
     def of(self, data: Demonstrations, indices: np.ndarray) -> Batch:

@@ -26,6 +26,8 @@ class Objective(nn.Module):
         """Returns the loss and its parts; `object_error` (no part of it) is the mean distance of what is to be moved, normalised."""
         loss, parts, visual, hidden = self.network.loss(batch)
         parts = dict(parts)
+        if batch.images is None:
+            return loss, parts
         if self.all_objects is not None:
             everything = self.all_objects(visual).float().unflatten(-1, (len(OBJECTS), 3))
             parts["all_objects"] = _distance(everything, batch.objects)

@@ -12,8 +12,8 @@ from rich.progress import Progress as Bar
 class Progress:
     """Shows steps, figures, steps/s and the time left."""
 
-    def __init__(self, total: int, done: int, label: str = "training") -> None:
-        self._console = Console()
+    def __init__(self, total: int, done: int, label: str = "training", shown: bool = True) -> None:
+        self._console = Console(quiet=not shown)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -21,7 +21,7 @@ class Progress:
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
         )
-        self._bar = Bar(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._bar = Bar(*columns, console=self._console, disable=self._console.quiet or not self._console.is_terminal)
         self._task = self._bar.add_task(label, total=total, completed=done, figures="")
         self._label, self._total, self._done, self._since_s = label, total, done, time.monotonic()
 
@@ -39,7 +39,7 @@ class Progress:
         self._done, self._since_s = done, now_s
         text = " ".join(f"{name} {value:.3g}" for name, value in figures.items()) + f" {rate:.1f}/s"
         self._bar.update(self._task, completed=done, figures=text)
-        if not self._console.is_terminal:
+        if not (self._console.is_terminal or self._console.quiet):
             left_s = (self._total - done) / max(rate, 1e-9)
             print(f"{self._label} {done}/{self._total} {text} left {left_s / 60:.1f} min", flush=True)
         return rate

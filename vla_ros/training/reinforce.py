@@ -19,11 +19,11 @@ from vla_ros.policies.checkpoint import read_tokenizer, read_weights, write_chec
 from vla_ros.training.closed_loop import Result, run_scenes
 from vla_ros.training.curves import Log, Panel
 from vla_ros.training.progress import Progress
+from vla_ros.training.provenance import git_revision
 from vla_ros.training.reinforce_config import ReinforcementConfig, Task
 from vla_ros.training.reinforce_learner import Learner
 from vla_ros.training.rollout_fleet import Fleet, open_collector
 from vla_ros.training.rollouts import Episode
-from vla_ros.training.train import git_revision
 
 START = "start"  # a copy of what the run began with
 PANELS = (

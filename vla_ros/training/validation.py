@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.func import functional_call
 
 from vla_ros.core.errors import DataError
-from vla_ros.policies.network import Batch
+from vla_ros.policies.network import on_device
 from vla_ros.training.config import Augmentation
 from vla_ros.training.dataset import Batches, Demonstrations
 from vla_ros.training.objective import Average, Objective
@@ -49,7 +47,9 @@ class Validation:
                 total = 0.0
                 for start in range(0, len(steps), self._size):
                     part = steps[start : start + self._size]
-                    total += len(part) * float(functional_call(objective, average.weights, (_to(batches.of(source, part), device),))[0])
+                    total += len(part) * float(
+                        functional_call(objective, average.weights, (on_device(batches.of(source, part), device),))[0]
+                    )
                 means.append(total / len(steps))
         objective.train(training)
         loss = float(np.mean(means))
@@ -58,8 +58,3 @@ class Validation:
                 f"the validation loss is {loss}: lower learning_rate or look for outliers in the held-out episodes, then --resume"
             )
         return loss
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    tensors = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    return dataclasses.replace(batch, **{name: value.to(device) for name, value in tensors.items() if isinstance(value, Tensor)})

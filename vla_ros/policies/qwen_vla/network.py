@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,11 @@ from vla_ros.policies.qwen_vla.expert import ActionExpert, Prefix
 from vla_ros.policies.qwen_vla.prompt import embodiment_prompt
 from vla_ros.policies.qwen_vla.reader import Reading
 from vla_ros.policies.qwen_vla.sizes import read_sizes
-from vla_ros.policies.qwen_vla.stages import STAGES
+from vla_ros.policies.qwen_vla.stages import STAGES, configure_stage
 from vla_ros.policies.text import PAD_ID
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 EXPERT_SIZES = ("expert_width", "expert_blocks", "expert_heads", "channels", "theta")
 
@@ -44,7 +47,7 @@ class AnsweredBatch(Batch):
 class QwenVla(nn.Module):
     """One set of weights for all robots of `layouts`: the prompt says which one it is, its channels are the leading ones of K.
 
-    `sizes` are the keys of `sizes.py` and of the backbone. It starts in the stage `cpt`; see `stages.configure_stage`.
+    `sizes` are the keys of `sizes.py` and of the backbone. It starts in the stage `cpt`.
     """
 
     def __init__(self, layouts: Mapping[str, Layout], horizon: int, sizes: Mapping[str, object]) -> None:
@@ -64,6 +67,14 @@ class QwenVla(nn.Module):
     def prompt(layout: Layout, instruction: str, horizon: int, dt_s: float) -> str:
         """See `prompt.embodiment_prompt`."""
         return embodiment_prompt(layout, instruction, horizon, dt_s)
+
+    def configure_stage(self, stage: str, tokenizer: Tokenizer | None = None) -> None:
+        """See `stages.configure_stage`."""
+        configure_stage(self, stage)
+
+    @property
+    def whole_trajectories(self) -> bool:
+        return self.stage.horizon is None
 
     def reset(self) -> None:
         """Starts the noise anew; there is no history."""
