@@ -1,6 +1,7 @@
 """Held-out episodes choose the checkpoint where there is no simulator; whole trajectories for training without images."""
 
 import csv
+import dataclasses
 import json
 
 import lerobot_dataset as written
@@ -84,6 +85,24 @@ def test_without_held_out_episodes_the_newest_is_the_best(tmp_path):
     config = configuration(source_of(dataset, validation_share=0.0))
     train(config, tmp_path / "data", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "best" / "config.json").read_text())["training"]["steps"] == 12
+
+
+def test_a_network_with_a_history_is_trained_and_validated_on_windows(tmp_path, monkeypatch):
+    dataset = written.write_dataset(tmp_path / "set")
+    config = configuration(source_of(dataset))
+    network = dict(config.network, formulation="policy_head", head="lstm", window=3, head_width=16, head_layers=1)
+    seen, forward = [], train_module.Objective.forward
+
+    def watched(self, batch):
+        seen.append((tuple(batch.images.shape[:3]), tuple(batch.state.shape), self.training))
+        return forward(self, batch)
+
+    monkeypatch.setattr(train_module.Objective, "forward", watched)
+    options = dataclasses.replace(config.optimisation, steps=2)
+    train(dataclasses.replace(config, network=network, optimisation=options), tmp_path / "data", tmp_path / "out")
+    assert {shape for shape, _, training in seen if training} == {(4, 3, 2)}
+    held_out = [shape for shape, _, training in seen if not training]
+    assert held_out and {shape[1:] for shape in held_out} == {(3, 2)} and {state[1:] for _, state, _ in seen} == {(3, 10)}
 
 
 def test_episodes_of_a_dataset_cannot_be_asked_for(tmp_path):

@@ -18,6 +18,7 @@ VERSION = "v3.0"
 INFO, TASKS, EPISODES = "meta/info.json", "meta/tasks.parquet", "meta/episodes"
 INFO_KINDS = {"fps": (int, float), "features": dict, "total_episodes": int, "data_path": str, "video_path": str}
 EPISODE_KEYS = ("episode_index", "length", "data/chunk_index", "data/file_index")
+DELETE = "delete the episode (lerobot-edit-dataset)"
 FRAME_TOLERANCE = 0.25  # of a frame's time: what is farther away is another frame
 
 
@@ -126,12 +127,12 @@ class LeRobotFolder:
         for name, value in values.items():
             wrong = np.flatnonzero(~np.isfinite(value.reshape(len(value), -1)).all(axis=1))
             if len(wrong):
-                raise DataError(f"{path}: episode {index}: {name} of frame {wrong[0]} is {value[wrong[0]]}: leave the episode out")
+                raise DataError(f"{path}: episode {index}: {name} of frame {wrong[0]} is {value[wrong[0]]}: {DELETE}")
         late = np.abs(values["timestamp"] - np.arange(table.num_rows) / self.fps) * self.fps
         if late.max() > FRAME_TOLERANCE:
             frame, found = int(late.argmax()), values["timestamp"][late.argmax()]
             raise DataError(
-                f"{path}: episode {index}: frame {frame} is at {found:.4f} s, {self.fps:g} fps puts it at {frame / self.fps:.4f} s"
+                f"{path}: episode {index}: frame {frame} is at {found:.4f} s, {self.fps:g} fps puts it at {frame / self.fps:.4f}: {DELETE}"
             )
         task = table["task_index"][0].as_py()
         if task not in self._tasks:
@@ -164,7 +165,7 @@ class LeRobotFolder:
         if count < len(timestamps):
             raise DataError(
                 f"{path}: episode {index}: no frame at {start + timestamps[count]:.3f} s (frame {count} of {len(timestamps)}): "
-                "the video is cut or has another frame rate; copy it again, or leave the episode out"
+                f"the video is cut or has another frame rate; copy it again, or {DELETE}"
             )
 
 
