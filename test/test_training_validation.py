@@ -91,13 +91,13 @@ def test_a_network_with_a_history_is_trained_and_validated_on_windows(tmp_path, 
     dataset = written.write_dataset(tmp_path / "set")
     config = configuration(source_of(dataset))
     network = dict(config.network, formulation="policy_head", head="lstm", window=3, head_width=16, head_layers=1)
-    seen, forward = [], train_module.Objective.forward
+    seen, forward = [], run_module.Objective.forward
 
     def watched(self, batch):
         seen.append((tuple(batch.images.shape[:3]), tuple(batch.state.shape), self.training))
         return forward(self, batch)
 
-    monkeypatch.setattr(train_module.Objective, "forward", watched)
+    monkeypatch.setattr(run_module.Objective, "forward", watched)
     options = dataclasses.replace(config.optimisation, steps=2)
     train(dataclasses.replace(config, network=network, optimisation=options), tmp_path / "data", tmp_path / "out")
     assert {shape for shape, _, training in seen if training} == {(4, 3, 2)}

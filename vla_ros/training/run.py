@@ -124,8 +124,8 @@ class Run:
             score = success
         log.add(trainer.step, **figures)
         log.draw()
-        if score >= trainer.best_success:
-            trainer.best_success = score
+        if score >= trainer.best_score:
+            trainer.best_score = score
             trainer.save(self.out)
             shutil.copytree(self.out / "latest", self.out / "best", dirs_exist_ok=True)
 
@@ -142,7 +142,7 @@ class Run:
         if results:
             record_results(best, options.final_seed, {f"{name}, after training": result for name, result in results.items()})
         elif self.validation.sources:
-            record(best, {"validation": -self.trainer.best_success})
+            record(best, {"validation": -self.trainer.best_score})
         return results
 
     def made(self) -> dict[str, object]:

@@ -34,7 +34,7 @@ class Trainer:
         self._parallel, self.optimiser = processes.prepare(self.objective, optimiser)
         self.average = Average(objective, options.average)
         self.step = 0
-        self.best_success = -math.inf
+        self.best_score = -math.inf
 
     @property
     def learning_rate(self) -> float:
@@ -70,7 +70,7 @@ class Trainer:
         """Writes the whole state."""
         memory = optimiser_tensors(self.optimiser, self._trained)
         parts = {"weights": self.objective.state_dict(), "average": self.average.weights, "optimiser": memory}
-        save_state(folder, parts, {"step": self.step, "best_success": self.best_success, "trained": "\n".join(self._trained)})
+        save_state(folder, parts, {"step": self.step, "best_score": self.best_score, "trained": "\n".join(self._trained)})
 
     def load(self, folder: Path) -> None:
         """Continues from `save`, on whatever device. Raises ConfigError when there is none or it belongs to another network."""
@@ -84,4 +84,4 @@ class Trainer:
         self.objective.load_state_dict(parts["weights"])
         self.average.load(parts["average"])
         restore_optimiser(self.optimiser, self._trained, parts.get("optimiser", {}))
-        self.step, self.best_success = int(notes["step"]), float(notes["best_success"])
+        self.step, self.best_score = int(notes["step"]), float(notes["best_score"])
