@@ -17,6 +17,7 @@ from vla_ros.policies.replay import ACTIONS
 POLICIES = {
     "robovlms": "vla_ros.policies.network_policy:NetworkPolicy",
     "qwen_vla": "vla_ros.policies.network_policy:NetworkPolicy",
+    "atomic_vla": "vla_ros.policies.atomic_vla.policy:AtomicPolicy",
     "replay": "vla_ros.policies.replay:Replay",
     "script": "vla_ros.sim.script:ScriptPolicy",
     "openpi": "vla_ros.policies.openpi:OpenPi",

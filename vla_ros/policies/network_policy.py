@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vla_ros.core.devices import load_device
 from vla_ros.core.embodiment import Embodiment
 from vla_ros.core.errors import DataError, PolicyError
-from vla_ros.core.types import ActionChunk, Inference, Observation, PolicySpec, Prefix
+from vla_ros.core.types import ActionChunk, Inference, Observation, PolicySpec, Prefix, SkillPlan
 from vla_ros.policies.checkpoint import CONFIG, CheckpointConfig, read_config, read_tokenizer, read_weights
 from vla_ros.policies.images import shrink
 from vla_ros.policies.layout import Layout, layout_for
@@ -23,6 +23,7 @@ from vla_ros.policies.text import encode
 SYSTEMS = {
     "robovlms": "vla_ros.policies.robo_vlms.network:RoboVlms",
     "qwen_vla": "vla_ros.policies.qwen_vla.network:QwenVla",
+    "atomic_vla": "vla_ros.policies.atomic_vla.network:AtomicVla",
 }
 
 
@@ -92,7 +93,8 @@ class NetworkPolicy:
         inputs, states = self.inputs(observations)
         rows = self.targets(self._network.predict(inputs), states)
         spent_s = time.perf_counter() - start
-        return [Inference(self._chunk(observation, data, spent_s)) for observation, data in zip(observations, rows, strict=True)]
+        chunks = [self._chunk(observation, data, spent_s) for observation, data in zip(observations, rows, strict=True)]
+        return [Inference(chunk, plan) for chunk, plan in zip(chunks, self._plans(observations), strict=True)]
 
     def inputs(self, observations: list[Observation]) -> tuple[Inputs, np.ndarray]:
         """Returns what the network is given, and the measured states [B, S]. Raises PolicyError: see `infer`."""
@@ -110,6 +112,10 @@ class NetworkPolicy:
             wrong = np.count_nonzero(~np.isfinite(actions))
             raise PolicyError(f"{self.spec.name}: {wrong} of {actions.size} outputs are not finite; proprioception {states.tolist()}")
         return self._layout.absolute(self._action.unnormalize(actions), states)
+
+    def _plans(self, observations: list[Observation]) -> list[SkillPlan | None]:
+        """What a network that thinks said of `observations`, which it has just answered; others have no plans."""
+        return [None] * len(observations)
 
     def _chunk(self, observation: Observation, data: np.ndarray, spent_s: float) -> ActionChunk:
         spec, sequence = self.spec, self._sequence

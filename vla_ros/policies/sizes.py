@@ -1,0 +1,73 @@
+"""Reads the keys of `network:` for systems of a reader (what turns an observation into states) and an action expert."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from vla_ros.core.devices import load_device
+from vla_ros.core.errors import PolicyError, did_you_mean
+from vla_ros.policies.layout import POSE_FEATURES, Layout
+from vla_ros.policies.vlms.backbone import REQUIRED
+
+# Of every backbone, and of what all systems have.
+_RANGES = {
+    "text_length": (1, 8192), "vocabulary": (0, 1_000_000), "text_width": (1, 4096), "hidden_size": (1, 16384), "blocks": (1, 128),
+    "keypoints": (1, 1024), "image_size": (0, 2048), "channels": (1, 1024), "state_width": (0, 1024), "euler_steps": (1, 1000),
+    "draws": (1, 256), "seed": (0, 2**31),
+}  # fmt: skip
+_LARGEST_PART = 1_000_000
+
+
+def read_values(
+    sizes: Mapping[str, object], readers: Mapping[str, str], own: Mapping[str, object], ranges: Mapping[str, tuple[int, int]]
+) -> tuple[type, dict[str, object]]:
+    """Returns the reader's class and every size with its default.
+
+    Args:
+        sizes: as the checkpoint or the policy file has them.
+        readers: where the class of each `backbone` is; its `SIZES` are valid keys too.
+        own: the system's keys and their defaults, among them `theta`.
+        ranges: least and largest of the system's other whole numbers. A broken file must end in a message, not in hours of building layers.
+
+    Raises:
+        PolicyError: an unknown or missing key, or a value out of range.
+    """
+    name = sizes.get("backbone")
+    if name not in list(readers):  # no import paths: a checkpoint must not choose which code runs
+        raise PolicyError(f"network.backbone = {name!r:.80}; {did_you_mean(str(name), readers)}")
+    reader = load_device(readers, str(name))
+    defaults = {**reader.SIZES, **own}
+    for key in sizes:
+        if key not in defaults:
+            raise PolicyError(f"network has unknown key {key!r}; {did_you_mean(str(key), defaults)}")
+    values = {**defaults, **sizes}
+    if missing := [key for key, value in values.items() if value is REQUIRED]:
+        raise PolicyError(f"network lacks {', '.join(missing)}")
+    _check_ranges(values, ranges)
+    return reader, values
+
+
+def _check_ranges(values: Mapping[str, object], ranges: Mapping[str, tuple[int, int]]) -> None:
+    for key, (least, largest) in {**_RANGES, **ranges}.items():
+        if key in values and (type(values[key]) is not int or not least <= values[key] <= largest):
+            raise PolicyError(f"network.{key} = {values[key]!r:.80}, expected a whole number {least} .. {largest}")
+    theta = values["theta"]
+    if type(theta) not in (int, float) or not math.isfinite(theta) or theta <= 1:
+        raise PolicyError(f"network.theta = {theta!r:.80}, expected a number above 1")
+    for part in ("text", "vision"):
+        sizes = values.get(part, {})
+        if not isinstance(sizes, dict):
+            raise PolicyError(f"network.{part} = {sizes!r:.80}, expected sizes by name")
+        for key, value in sizes.items():
+            largest = 256 if "layers" in str(key) or key == "depth" else _LARGEST_PART
+            if isinstance(value, int | float) and not 0 <= value <= largest:
+                raise PolicyError(f"network.{part}.{key} = {value!r:.80}, expected 0 .. {largest}")
+
+
+def check_fits(layout: Layout, values: Mapping[str, object]) -> None:
+    """Raises PolicyError where `channels`, or a `state_width` above 0, is too small for a robot."""
+    features = sum((POSE_FEATURES if arm.pose else arm.motion) + 1 for arm in layout.arms)
+    for key, needed in (("channels", len(layout.channels)), ("state_width", features if values["state_width"] else 0)):
+        if needed > values[key]:
+            raise PolicyError(f"network.{key} = {values[key]}: {layout.embodiment} has {needed}; raise it")
