@@ -37,9 +37,8 @@ class SmallThinker(SmallReader):
         self.keys_values = nn.ModuleList(nn.Linear(self.hidden_size, keys_values) for _ in range(sizes["expert_layers"]))
         words = sizes["vocabulary"]
         self.end, self.think, self.act = range(words, words + RESERVED)
-        self.writer = Writer(
-            words + RESERVED, self.hidden_size, sizes["writer_width"], sizes["writer_layers"], sizes["writer_heads"], sizes["plan_length"] + 2
-        )  # fmt: skip
+        own = [sizes[f"writer_{key}"] for key in ("width", "layers", "heads")]
+        self.writer = Writer(words + RESERVED, self.hidden_size, *own, length=sizes["plan_length"] + 2)
 
     def prefix(self, images: Tensor, state: Tensor, tokens: Tensor, cameras: tuple[str, ...], written: Tensor | None = None) -> Prefix:
         """Reads B observations.
@@ -91,8 +90,8 @@ class PaliGemmaThinker(PaliGemma):
         found = (text.num_hidden_layers, text.num_key_value_heads, text.head_dim, text.rope_parameters["rope_theta"])
         if found != wanted:
             raise PolicyError(
-                f"network: expert_layers, expert_key_heads, expert_head_size and theta are {wanted}; its keys and values come from a language "
-                f"model with {found}"
+                f"network: expert_layers, expert_key_heads, expert_head_size and theta are {wanted}; the expert reads keys and values of a "
+                f"language model with {found}"
             )
         rows = self.vocabulary_size
         if int(sizes["vocabulary"]) > rows - RESERVED:

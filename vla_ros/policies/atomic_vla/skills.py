@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 from torch import nn
 
@@ -70,7 +71,7 @@ def next_sigma(skills: Iterable[Skill]) -> float:
     ends = math.log(LEAST_SIGMA), math.log(LARGEST_SIGMA)
     # A level at an end of the range is as good as one between two others, if it is as far from its neighbour.
     candidates = [(taken[0] - ends[0], ends[0]), (ends[1] - taken[-1], ends[1])]
-    candidates += [((after - before) / 2, (after + before) / 2) for before, after in zip(taken, taken[1:], strict=False)]
+    candidates += [((after - before) / 2, (after + before) / 2) for before, after in pairwise(taken)]
     return min(max(math.exp(max(candidates)[1]), LEAST_SIGMA), LARGEST_SIGMA)
 
 
