@@ -270,7 +270,7 @@ def test_tokens_choose_for_themselves_in_the_ablation():
         parts[0].register_forward_hook(lambda *_, name=name: chosen.add(name))
     loss, parts, _, _ = network.train().loss(batch_of([0, 0, 0, 0]))
     assert len(chosen) > 1  # although all have one skill
-    assert set(parts) == {"flow", "decision", "text", "balance"} and 0 < float(parts["balance"]) <= len(SKILLS)
+    assert set(parts) == {"flow", "decision", "text", "balance"} and 0 < parts["balance"].item() <= len(SKILLS)
     torch.testing.assert_close(loss, parts["flow"] + parts["decision"] / 20 + parts["text"] / 50 + 0.01 * parts["balance"])
     loss.backward()
     assert all(router.weight.grad.abs().sum() > 0 for router in network.library.routers)

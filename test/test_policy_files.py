@@ -12,8 +12,13 @@ from vla_ros.training.config import load_training
 
 FILES: dict[str, Path] = {path.stem: path for path in sorted((config_dir() / "policies").glob("*.yaml"))}
 PRESETS = [(name, preset) for name, path in FILES.items() for preset in read(path).plain()["presets"]]
-# parameters; of Qwen-VLA the action expert alone, which the paper's sizes give
-PAPER = {"qwen_vla": ("expert", 1.149e9), "robovlms_kosmos2": ("", 1.702e9), "robovlms_paligemma": ("", 2.961e9)}
+# parameters; of Qwen-VLA the action expert alone, of AtomicVLA one skill's expert: those the papers' sizes give
+PAPER = {
+    "qwen_vla": ("expert", 1.149e9),
+    "atomic_vla": ("library.experts.pick", 226.5e6),
+    "robovlms_kosmos2": ("", 1.702e9),
+    "robovlms_paligemma": ("", 2.961e9),
+}
 
 
 @pytest.mark.parametrize(("name", "preset"), PRESETS)

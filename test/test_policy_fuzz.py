@@ -26,7 +26,12 @@ QWEN = {
     "backbone": "convolutional", "text_length": 8, "text_width": 16, "hidden_size": 32, "blocks": 1, "keypoints": 4,
     "state_width": 14, "expert_width": 16, "expert_blocks": 1, "expert_heads": 2,
 }  # fmt: skip
-SYSTEMS = {"robovlms": NETWORK, "qwen_vla": QWEN}
+ATOMIC = {
+    "backbone": "convolutional", "text_length": 8, "text_width": 16, "hidden_size": 32, "blocks": 1, "keypoints": 4,
+    "writer_width": 16, "writer_layers": 1, "writer_heads": 2, "expert_width": 16, "expert_hidden": 16, "expert_layers": 1,
+    "expert_head_size": 8, "skills": [{"name": "pick", "sigma": 10.0, "text": "grasp"}, {"name": "place", "sigma": 50.0}],
+}  # fmt: skip
+SYSTEMS = {"robovlms": NETWORK, "qwen_vla": QWEN, "atomic_vla": ATOMIC}
 VALUES = [
     None, True, -1, 0, 5.5, 1e300, float("nan"), float("inf"), 10**9, 10**30, "", "\ud800", "x" * 5000, [], {}, [[]], {"a": {}},
     "canary:run", "canary", 8192, "torch:save",
