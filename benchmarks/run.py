@@ -1,6 +1,6 @@
 """Measures what the suite promises, against a peer or a floor in the same run.
 
-python benchmarks/run.py [round_trip] [serve] [flow_cache] [rig_load] [ensemble] [cameras] [robots] [--json FILE]      (none named: all)
+python benchmarks/run.py [NAME ...] [--json FILE]      (NAME: a key of `BENCHMARKS`; none named: all)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import cameras, ensemble, flow_cache, rig_load, robots, round_trip, serve  # noqa: E402  the root is not on the path of a script in a folder
+from benchmarks import atomic_vla, cameras, ensemble, flow_cache, rig_load, robots, round_trip, serve  # noqa: E402  the root is not on the path of a script in a folder
 
 SCRATCH = ROOT / ".build" / "benchmarks"
 
@@ -38,6 +38,11 @@ BENCHMARKS: dict[str, tuple[Callable[[], dict[str, float]], list[Promise]]] = {
     "ensemble": (ensemble.measure, [Promise("ours_p50_us", 100, 50)]),
     "round_trip": (lambda: round_trip.measure(SCRATCH), [Promise("ratio_p50", 1.0, 0.5)]),
     "flow_cache": (flow_cache.measure, [Promise("ratio", flow_cache.LIMIT, flow_cache.LIMIT)]),
+    "atomic_act": (
+        atomic_vla.measure_act,
+        [Promise("k12_over_k1", atomic_vla.ACT_LIMIT, 1.0), Promise("selected_over_dense", atomic_vla.DENSE_LIMIT, 0.2)],
+    ),
+    "atomic_think": (atomic_vla.measure_think, [Promise("ratio", atomic_vla.THINK_LIMIT, 0.7)]),
     "serve": (lambda: serve.measure(SCRATCH), [Promise("ratio_p50", 1.0, 0.9)]),
     "cameras": (lambda: cameras.measure(SCRATCH / "cameras"), [Promise("frames_lost", 0, 0), Promise("end_told_s", 0.5, 0.3)]),
     "robots": (
