@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 
 from vla_ros.core.channels import TCP_POSE
-from vla_ros.core.types import ActionChunk, Inference, Observation, PolicySpec
+from vla_ros.core.types import ActionChunk, Inference, Observation, PolicySpec, SkillPlan
 
 CHANNELS = (*TCP_POSE, "gripper.closed")
 
 
 class Still:
-    """Predicts that the arm stays where it is."""
+    """Predicts that the arm stays where it is, and says so."""
 
     horizon, dt_s, channels, seconds = 16, 0.1, CHANNELS, 0.0
 
@@ -30,7 +30,8 @@ class Still:
         time.sleep(self.seconds)
         row = np.append(observation.proprioception.select(TCP_POSE), 0.0)
         data = np.tile(row, (self.horizon, 1))
-        return Inference(self.change(ActionChunk(observation.stamp_ns, self.dt_s, self.channels, data, self.calls)))
+        plan = SkillPlan(observation.stamp_ns, ("reach", "hold"), 1, "hold", "I hold still")
+        return Inference(self.change(ActionChunk(observation.stamp_ns, self.dt_s, self.channels, data, self.calls)), plan)
 
     def change(self, chunk: ActionChunk) -> ActionChunk:
         return chunk

@@ -17,7 +17,7 @@ from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 
 from vla_msgs.action import ExecuteTask
-from vla_msgs.msg import ActionChunk, FrameMetadata, Proprioception, RobotCommand, RobotStatus, TaskOutcome
+from vla_msgs.msg import ActionChunk, FrameMetadata, Proprioception, RobotCommand, RobotStatus, SkillPlan, TaskOutcome
 from vla_msgs.srv import SetSource
 from vla_ros.core.channels import TCP_POSE
 from vla_ros.core.embodiment import load_embodiment
@@ -74,6 +74,8 @@ class FakeRig:
         self._outcome = make(TaskOutcome, "/task_outcome", qos.STATE)
         self.node.create_subscription(RobotCommand, "/arm/command", self._on_command, qos.COMMAND)
         self.node.create_subscription(ActionChunk, "/policy/chunk", self.chunks.append, qos.CHUNK)
+        self.plans: list[SkillPlan] = []
+        self.node.create_subscription(SkillPlan, "/policy/plan", self.plans.append, qos.CHUNK)
         self.node.create_service(SetSource, "/arm/set_source", self._on_source)
         for period_s, callback in ((0.01, self._publish_state), (1 / fps, self._publish_images), (0.1, self.publish_status)):
             self.node.create_timer(period_s, callback)

@@ -45,7 +45,7 @@ def as_new(request: pytest.FixtureRequest) -> None:
         running.rejected.clear()
         running.state, running.reason, running.detail = RobotStatus.STATE_HOLD, "", ""
         running.publish_status()
-        for log in (running.commands, running.chunks, running.sources, running.feedback):
+        for log in (running.commands, running.chunks, running.sources, running.feedback, running.plans):
             log.clear()
 
 
@@ -83,6 +83,9 @@ def test_runs_to_the_time_limit(rig: FakeRig):
     assert sequences == sorted(set(sequences))
     assert msgs.action_of(actions[-1]).channels[-1] == "gripper.closed"
     assert rig.feedback and rig.feedback[-1].chunks > 0 and rig.feedback[-1].elapsed_s > 0
+    assert (rig.feedback[-1].skill, rig.feedback[-1].step) == ("hold", 1)
+    assert [msgs.plan_of(plan).stamp_ns for plan in rig.plans] == [msgs.chunk_of(chunk).stamp_ns for chunk in rig.chunks]
+    assert msgs.plan_of(rig.plans[-1]).task_chain == ("reach", "hold")
 
 
 def test_one_goal_at_a_time_and_cancel(rig: FakeRig):
