@@ -290,6 +290,26 @@ def test_tokens_choose_for_themselves_in_the_ablation():
     assert without.library is None and without.loss(batch_of([0, 1]))[0].isfinite()
 
 
+@pytest.mark.parametrize("routing", ["skill", "token", "none"])
+def test_it_trains_in_bfloat16(routing):
+    network = make(routing=routing).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = network.loss(batch_of([0, 1, 2, 0]))[0]
+    loss.backward()
+    assert loss.dtype == torch.float32 and loss.isfinite()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters() if parameter.grad is not None)
+
+
+@needs_transformers
+def test_all_of_it_runs_in_bfloat16():
+    network, inputs = make(PALIGEMMA), inputs_of()
+    expected = act(network, inputs, "pick")
+    with torch.autocast("cpu", torch.bfloat16):
+        found = act(network.to(torch.bfloat16), inputs, "pick")
+        network.reader.write(network.context(inputs).prefix, 3, lambda logits: int(logits.argmax()))
+    assert (found - expected).abs().mean() < 0.1 * expected.abs().mean()
+
+
 def test_levels_and_their_embeddings_are_apart():
     skills = list(read_skills(SKILLS))
     while len(skills) < 20:

@@ -145,9 +145,11 @@ class ActionExpert(nn.Module):
             mix: what the feed-forward parts compute.
         """
         dtype = self.read_actions.weight.dtype
+        with torch.autocast(state.device.type, enabled=False):  # bfloat16 would round a position to half a millimetre
+            known = self.read_state(state.to(dtype))[:, None]
         actions = self.read_actions(rows.to(dtype))
         time = sinusoid(tau, actions.shape[-1])[:, None].to(actions.dtype).expand_as(actions)
-        x = torch.cat([self.read_state(state.to(dtype))[:, None], self.read_time(torch.cat([actions, time], -1))], 1)
+        x = torch.cat([known, self.read_time(torch.cat([actions, time], -1))], 1)
         angles = self.rope.angles(following(prefix.positions, prefix.mask, x.shape[1]))
         seen = _seen(prefix.mask, x.shape[1])
         for i, (layer, past) in enumerate(zip(self.layers, prefix.layers, strict=True)):

@@ -53,14 +53,15 @@ class SmallThinker(SmallReader):
         reading = self.read(images, state, tokens, cameras)
         text = self.network.text
         words = self.read_words(text.embed(tokens) + text.position[: tokens.shape[1]])
-        memory = self.norm(torch.cat([reading.sequence, words], 1))
         mask = torch.cat([reading.mask, tokens != PAD_ID], 1)
         positions = text_positions(mask)
         angles = self.rope.angles(positions)
         layers = []
-        for project in self.keys_values:
-            key, value = project(memory).unflatten(-1, (2 * self.key_heads, -1)).transpose(1, 2).chunk(2, dim=1)
-            layers.append((rotate(key, angles), value))
+        with torch.autocast(tokens.device.type, enabled=False):  # places in a picture, which bfloat16 is too coarse for
+            memory = self.norm(torch.cat([reading.sequence, words.to(reading.sequence.dtype)], 1).to(self.norm.weight.dtype))
+            for project in self.keys_values:
+                key, value = project(memory).unflatten(-1, (2 * self.key_heads, -1)).transpose(1, 2).chunk(2, dim=1)
+                layers.append((rotate(key, angles), value))
         logits = self.writer(memory, mask, tokens[:, :0] if written is None else written)
         return Prefix(tuple(layers), mask, positions, logits, reading.hidden, reading.visual, memory)
 
