@@ -74,7 +74,8 @@ class SkillLibrary(nn.Module):
     def blend(self, names: Sequence[str]) -> Mix:
         """The definition, for training: a skill for each of B observations."""
         groups = group(names)
-        weights = torch.stack([self.weight(name) for name in names])[:, None, None]
+        gates = {name: self.weight(name) for name in groups}
+        weights = torch.stack([gates[name] for name in names])[:, None, None]
 
         def mix(layer: int, shared: SwiGlu, x: Tensor) -> Tensor:
             own = [self.experts[name][layer](x[rows]) for name, rows in groups.items()]
@@ -119,11 +120,11 @@ class TokenLibrary(nn.Module):
         self.balance: list[Tensor] = []
 
     def mix(self, layer: int, shared: SwiGlu, x: Tensor) -> Tensor:
-        """A `Mix`; collects in `balance`, one number a layer, how far the tokens are from a fair share for each expert (1: fair)."""
+        """A `Mix`; in training it collects in `balance`, a number a layer, how far the experts are from equal shares (1: equal)."""
         tokens = x.flatten(0, 1)
         chances = self.routers[layer](tokens).float().softmax(-1)
         weight, choice = chances.max(-1)
-        if torch.is_grad_enabled():
+        if self.training:
             loads = functional.one_hot(choice, len(self.experts)).float().mean(0)
             self.balance.append(len(self.experts) * (loads * chances.mean(0)).sum())
         names = [list(self.experts)[i] for i in choice.tolist()]

@@ -134,7 +134,7 @@ class AtomicVla(nn.Module):
         parts = {"flow": flow_loss(flow, actions, tau, torch.randn_like(actions), context.mask.expand_as(actions))}
         parts |= plan_loss(prefix.logits, batch.think, batch.plan, self.reader)
         loss = parts["flow"] + DECISION_WEIGHT * parts["decision"] + TEXT_WEIGHT * parts["text"]
-        if isinstance(self.library, TokenLibrary):
+        if isinstance(self.library, TokenLibrary) and self.training:
             parts["balance"] = self.library.taken_balance()
             loss = loss + BALANCE_WEIGHT * parts["balance"]
         return loss, parts, prefix.visual, prefix.hidden
