@@ -138,7 +138,7 @@ def test_training_runs_the_experts_of_the_batch_alone(network):
 
 
 def test_fused_is_the_definition_for_each_observation_of_a_batch(network):
-    inputs, names = inputs_of(4), ["turn", "pick", "turn", "place"]
+    inputs, names = inputs_of(4), ["turn", "pick", "place", "turn"]
     context = network.context(inputs)
     rows, tau = torch.randn(4, HORIZON, 32), torch.rand(4)
     parts = {name: network.library.fuse(name, network.expert) for name in set(names)}
