@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from vla_ros.core.errors import DataError
+from vla_ros.core.errors import ConfigError, DataError
 from vla_ros.policies import find_checkpoint
 from vla_ros.policies.checkpoint import read_tokenizer, read_weights, write_checkpoint
 from vla_ros.training.closed_loop import Result, run_scenes
@@ -74,10 +74,12 @@ class Run:
 
     def __init__(self, config: ReinforcementConfig, out: Path, resume: bool) -> None:
         self.config, self.out = config, out
+        if resume and not (out / START).is_dir():
+            raise ConfigError(f"{out}: no run was started there; there is nothing to resume: leave --resume out")
         if not resume:
             out.mkdir(parents=True, exist_ok=True)
             shutil.copytree(find_checkpoint(config.checkpoint), out / START, dirs_exist_ok=True)
-        self.collector, self.checkpoint = open_collector(config, find_checkpoint(str(out / START)))
+        self.collector, self.checkpoint = open_collector(config, out / START)
         self.actor, self.tokenizer = self.collector.actor, read_tokenizer(out / START)
         self.learner = Learner(self.actor, config)
         if resume:
