@@ -159,7 +159,7 @@ def test_the_update_does_not_see_what_rows_beyond_the_executed_ended_as(config, 
             changed.append(dataclasses.replace(episode, states=states))
         (decisions,) = learner._decisions(changed)
         chosen = (decisions.executed == EXECUTED).nonzero()[:, 0]
-        return float(learner._judge(decisions, chosen, torch.Generator().manual_seed(0)).actor.detach())
+        return float(learner._judge(decisions, chosen, torch.Generator().manual_seed(0))[0].actor.detach())
 
     assert loss(slice(EXECUTED, None)) == loss(slice(0, 0))
     assert loss(slice(0, 1)) != loss(slice(0, 0))
@@ -169,7 +169,7 @@ def test_old_and_new_probability_agree_before_the_first_step(config, checkpoint)
     collector, _ = open_collector(config, checkpoint)
     learner = Learner(collector.actor, config)
     (decisions,) = learner._decisions(collector.collect(config.tasks[0], range(8)))
-    found = learner._judge(decisions, torch.arange(len(decisions.values)), torch.Generator().manual_seed(0))
+    found, _ = learner._judge(decisions, torch.arange(len(decisions.values)), torch.Generator().manual_seed(0))
     assert float(found.divergence) == pytest.approx(0, abs=1e-6) and float(found.clipped) == 0
 
 

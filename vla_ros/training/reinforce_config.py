@@ -77,6 +77,7 @@ class Ppo:
         warm_up_iterations: in the first ones only the value head learns.
         backbone: whether it learns too; false: the action expert alone.
         denoising_steps: how many of the network's Euler steps, drawn anew for each minibatch, stand for a chunk's probability.
+        imitation_weight: of the flow-matching loss towards the executed rows of episodes that succeeded; 0: plain PPO, as in the paper.
         largest_divergence: estimate of KL(old, new) beyond which the iteration's update ends.
     """
 
@@ -92,6 +93,7 @@ class Ppo:
     clip: float
     value_weight: float
     denoising_steps: int
+    imitation_weight: float
     largest_divergence: float
     clip_norm: float
     seed: int
@@ -103,6 +105,8 @@ class Ppo:
         for name in ("actor_rate", "value_rate", "clip", "largest_divergence", "clip_norm"):
             if not getattr(self, name) > 0:
                 yield name, f"{getattr(self, name)}, expected > 0"
+        if not self.imitation_weight >= 0:
+            yield "imitation_weight", f"{self.imitation_weight}, expected >= 0"
         for name in ("gamma", "trace"):
             if not 0 <= getattr(self, name) <= 1:
                 yield name, f"{getattr(self, name)}, expected 0 .. 1"

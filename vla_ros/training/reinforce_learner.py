@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vla_ros.core.errors import DataError
 from vla_ros.policies.network import Inputs
-from vla_ros.policies.qwen_vla.actor import Actor, executed_sum
+from vla_ros.policies.qwen_vla.actor import Actor, executed_sum, imitation_loss
 from vla_ros.policies.qwen_vla.ppo import Objective, advantages, normalized, objective, parameter_groups
 from vla_ros.policies.qwen_vla.sde import Denoising
 from vla_ros.training.reinforce_config import ReinforcementConfig
@@ -22,7 +22,7 @@ from vla_ros.training.state import Parts, load_state, optimiser_tensors, restore
 
 @dataclass(frozen=True)
 class Decisions:
-    """All chunks of one robot's episodes, as tensors; see `rollouts.Episode`. `denoising` has [N + 1, S, T, K]."""
+    """All chunks of one robot's episodes, as tensors; see `rollouts.Episode`. `denoising` has [N + 1, S, T, K]; `good`: it succeeded."""
 
     embodiment: str
     images: np.ndarray
@@ -31,6 +31,7 @@ class Decisions:
     denoising: Denoising
     executed: Tensor
     values: Tensor
+    good: Tensor
     advantages: Tensor
     returns: Tensor
 
@@ -68,20 +69,22 @@ class Learner:
         learns = self.iteration >= options.warm_up_iterations
         figures: list[dict[str, float]] = []
         for decisions, rows in self._minibatches(self._decisions(episodes), generator):
-            found = self._judge(decisions, rows, generator)
-            figures.append({name: float(part.detach()) for name, part in zip(found._fields, found, strict=True)})
+            found, imitation = self._judge(decisions, rows, generator)
+            parts = found._asdict() | {"imitation": imitation}
+            figures.append({name: float(part.detach()) for name, part in parts.items()})
             if figures[-1]["divergence"] > options.largest_divergence:
                 break
-            self._step(found.loss if learns else options.value_weight * found.value)
+            loss = found.loss + options.imitation_weight * imitation
+            self._step(loss if learns else options.value_weight * found.value)
         self.iteration += 1
         means = {name: float(np.mean([row[name] for row in figures])) for name in figures[0]}
         return means | {"minibatches": len(figures)}
 
-    def _judge(self, decisions: Decisions, rows: Tensor, generator: torch.Generator) -> Objective:
-        """The objective of one minibatch, at denoising steps that are drawn for it."""
+    def _judge(self, decisions: Decisions, rows: Tensor, generator: torch.Generator) -> tuple[Objective, Tensor]:
+        """The objective of one minibatch, at denoising steps that are drawn for it, and the imitation of its successes."""
         options, drawn, executed = self.options, decisions.drawn(rows), decisions.executed[rows]
         steps = torch.randperm(drawn.steps, generator=generator)[: options.denoising_steps].tolist()
-        log_probs, values = self.actor.judge(decisions.inputs(rows), drawn, executed, steps)
+        log_probs, values, velocity = self.actor.judge(decisions.inputs(rows), drawn, executed, steps)
         old = executed_sum(drawn.log_probs[steps], executed)
         found = objective(
             log_probs, old, decisions.advantages[rows], values, decisions.values[rows], decisions.returns[rows],
@@ -89,7 +92,9 @@ class Learner:
         )  # fmt: skip
         if not found.loss.isfinite():
             raise DataError(f"iteration {self.iteration}: the loss is {float(found.loss.detach())}: lower ppo.actor_rate, then --resume")
-        return found
+        if not options.imitation_weight:
+            return found, found.loss.new_zeros(())
+        return found, imitation_loss(velocity, drawn, executed, decisions.good[rows], generator)
 
     def _step(self, loss: Tensor) -> None:
         self.optimiser.zero_grad(set_to_none=True)
@@ -121,8 +126,9 @@ class Learner:
             )
             state, tokens, states, log_probs, executed, values = map(torch.from_numpy, tensors)
             drawn = Denoising(states.transpose(0, 1), log_probs.transpose(0, 1), torch.from_numpy(own[0].mask), self.level)
+            good = torch.tensor([episode.success for episode in own for _ in range(len(episode))])
             advantage, returns = torch.cat([scaled[number] for number in chosen]), torch.cat([found[number][1] for number in chosen])
-            groups.append(Decisions(embodiment, images, state, tokens, drawn, executed, values, advantage, returns))
+            groups.append(Decisions(embodiment, images, state, tokens, drawn, executed, values, good, advantage, returns))
         return groups
 
     def _advantages(self, episode: Episode) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from vla_ros.policies.flow import NoiseSource
+from vla_ros.policies.flow import NoiseSource, Velocity, beta_tau, interpolate
 from vla_ros.policies.network import Inputs
 from vla_ros.policies.qwen_vla.network import QwenVla
 from vla_ros.policies.qwen_vla.ppo import ValueHead
@@ -43,8 +43,8 @@ class Actor(nn.Module):
         drawn = sample(network.velocity(context), start, mask, network.euler_steps, level, noise, temperature)
         return drawn, self.value(context.reading.sequence, context.reading.mask)
 
-    def judge(self, inputs: Inputs, drawn: Denoising, executed: Tensor, steps: Iterable[int]) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and values [B] under the weights of today, differentiable in them.
+    def judge(self, inputs: Inputs, drawn: Denoising, executed: Tensor, steps: Iterable[int]) -> tuple[Tensor, Tensor, Velocity]:
+        """Log-probabilities and values [B] and the flow under the weights of today, differentiable in them.
 
         Args:
             inputs, drawn: as they were in `act`.
@@ -54,7 +54,12 @@ class Actor(nn.Module):
         context = self.network.context(inputs)
         velocity = self.network.velocity(context)
         found = executed_sum(torch.stack([log_prob(velocity, drawn, step) for step in steps]), executed)
-        return found, self.value(context.reading.sequence, context.reading.mask)
+        return found, self.value(context.reading.sequence, context.reading.mask), velocity
+
+
+def executed_rows(executed: Tensor, count: int) -> Tensor:
+    """executed int [B] -> bool [B, count]."""
+    return torch.arange(count, device=executed.device) < executed[:, None]
 
 
 def executed_sum(log_probs: Tensor, executed: Tensor) -> Tensor:
@@ -63,5 +68,14 @@ def executed_sum(log_probs: Tensor, executed: Tensor) -> Tensor:
     What a robot never did cannot have earned its reward. (Rows that are not executed do touch the others a little, through the attention
     between the denoising steps; that path is left out.)
     """
-    rows = torch.arange(log_probs.shape[-1], device=log_probs.device) < executed[:, None]
-    return torch.where(rows, log_probs, 0.0).sum((0, 2))
+    return torch.where(executed_rows(executed, log_probs.shape[-1]), log_probs, 0.0).sum((0, 2))
+
+
+def imitation_loss(velocity: Velocity, drawn: Denoising, executed: Tensor, good: Tensor, generator: torch.Generator) -> Tensor:
+    """The flow's squared error towards chunks that were drawn, a scalar: over the executed rows of those that are `good` (bool [B])."""
+    actions = drawn.actions
+    mask = executed_rows(executed, actions.shape[1])[..., None] & drawn.mask & good[:, None, None]
+    noise = torch.where(drawn.mask, torch.randn(actions.shape, generator=generator), 0.0)
+    tau = beta_tau(len(actions), generator)
+    errors = (velocity(interpolate(actions, noise, tau), tau) - (noise - actions)).square()
+    return torch.where(mask, errors, 0.0).sum() / mask.sum().clamp(min=1)
