@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from vla_ros.core.errors import ConfigError, DataError
 from vla_ros.policies import find_checkpoint
-from vla_ros.policies.checkpoint import read_tokenizer, read_weights, write_checkpoint
+from vla_ros.policies.checkpoint import CheckpointConfig, read_tokenizer, read_weights, write_checkpoint
 from vla_ros.training.closed_loop import Result, run_scenes
 from vla_ros.training.curves import Log, Panel
 from vla_ros.training.progress import Progress
@@ -29,7 +29,7 @@ START = "start"  # a copy of what the run began with
 PANELS = (
     Panel("success", ("rollouts", "success"), "share"),
     Panel("divergence, share beyond the clip", ("divergence", "clipped"), "linear"),
-    Panel("losses", ("actor", "value"), "linear"),
+    Panel("losses", ("actor", "value", "imitation"), "linear"),
 )
 
 
@@ -124,11 +124,12 @@ class Run:
         own = {name: [episode.success for episode in episodes if episode.task == name] for name in names}
         return values | ({f"rollouts, {name}": float(np.mean(own[name])) for name in names} if len(names) > 1 else {})
 
-    def save(self) -> None:
-        """Writes the state to resume from and the checkpoint `latest`."""
+    def save(self, is_best: bool = False) -> None:
+        """Writes the checkpoints `latest` and perhaps `best`, then the state to resume from: a kill on the way repeats the iteration."""
+        write_checkpoint(self.out / "latest", self.described(), self.actor.network.state_dict(), self.tokenizer)
+        if is_best:
+            shutil.copytree(self.out / "latest", self.out / "best", dirs_exist_ok=True)
         self.learner.save(self.out)
-        weights = {name: tensor.clone() for name, tensor in self.actor.network.state_dict().items()}
-        write_checkpoint(self.out / "latest", self.described(), weights, self.tokenizer)
         self.log.draw()
 
     def check(self, progress: Progress) -> None:
@@ -140,11 +141,9 @@ class Run:
             progress.say(f"iteration {self.learner.iteration}: {name}: {result}")
         success = float(np.mean([result.success_rate for result in results.values()]))
         self.log.add(step=self.learner.iteration, success=success)
-        better = success >= self.learner.best_success
+        is_best = success >= self.learner.best_success
         self.learner.best_success = max(success, self.learner.best_success)
-        self.save()
-        if better:
-            shutil.copytree(self.out / "latest", self.out / "best", dirs_exist_ok=True)
+        self.save(is_best)
 
     def measure(self, task: Task, seeds: range) -> Result:
         """Closed-loop success of the weights of now, at one table."""
@@ -161,7 +160,7 @@ class Run:
             results[folder] = [self.measure(task, seeds) for task in self.config.tasks]
         return [Comparison(*row) for row in zip(self.config.tasks, results[START], results["best"], strict=True)]
 
-    def described(self) -> object:
+    def described(self) -> CheckpointConfig:
         """config.json of the weights of now: how they were made, and in `history` how those before them were."""
         before = dict(self.checkpoint.training)
         history = before.pop("history", [])
@@ -174,4 +173,4 @@ class Run:
             "reinforcement": {name: asdict(self.config)[name] for name in ("tasks", "rollout", "ppo")},
             "history": [*(history if isinstance(history, list) else [history]), before],
         }
-        return type(self.checkpoint)(**{**vars(self.checkpoint), "training": training})
+        return replace(self.checkpoint, training=training)
