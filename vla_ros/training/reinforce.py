@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +17,7 @@ from vla_ros.policies.checkpoint import CheckpointConfig, read_tokenizer, read_w
 from vla_ros.training.closed_loop import Result, run_scenes
 from vla_ros.training.curves import Log, Panel
 from vla_ros.training.progress import Progress
-from vla_ros.training.provenance import git_revision
+from vla_ros.training.provenance import provenance
 from vla_ros.training.reinforce_config import ReinforcementConfig, Task
 from vla_ros.training.reinforce_learner import Learner
 from vla_ros.training.rollout_fleet import Fleet, open_collector
@@ -164,11 +162,7 @@ class Run:
         """config.json of the weights of now: how they were made, and in `history` how those before them were."""
         before = dict(self.checkpoint.training)
         history = before.pop("history", [])
-        training = {
-            "command": shlex.join(["vla", *sys.argv[1:]]),
-            "revision": git_revision(),
-            "date": time.strftime("%Y-%m-%d"),
-            "torch": torch.__version__,
+        training = provenance() | {
             "iterations": self.learner.iteration,
             "reinforcement": {name: asdict(self.config)[name] for name in ("tasks", "rollout", "ppo")},
             "history": [*(history if isinstance(history, list) else [history]), before],
