@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import rclpy
+import yaml
 from rclpy.action import ActionClient
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
@@ -157,9 +158,11 @@ class FakeRig:
 class PolicyProcess:
     """The policy node as a process of its own."""
 
-    def __init__(self, folder: Path, domain: int, checkpoint: str, **parameters: object) -> None:
+    def __init__(self, folder: Path, domain: int, checkpoint: str, options: dict[str, object] | None = None, **parameters: object) -> None:
         rig = folder / "fake.yaml"
-        rig.write_text(RIG)
+        content = yaml.safe_load(RIG)
+        content["policy"] |= {"checkpoint": checkpoint, "options": options or {}}
+        rig.write_text(yaml.safe_dump(content))
         command = [
             sys.executable,
             "-m",
