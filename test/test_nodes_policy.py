@@ -85,7 +85,8 @@ def test_runs_to_the_time_limit(rig: FakeRig):
     assert rig.feedback and rig.feedback[-1].chunks > 0 and rig.feedback[-1].elapsed_s > 0
     assert (rig.feedback[-1].skill, rig.feedback[-1].step) == ("hold", 1)
     thought, placed = [msgs.plan_of(plan).stamp_ns for plan in rig.plans], [msgs.chunk_of(chunk).stamp_ns for chunk in rig.chunks]
-    assert thought[2:] == placed[2:] and thought[0] < placed[0], "what was seen before the arm set out is placed where it did"
+    assert len(thought) == len(placed) and all(seen <= stamp for seen, stamp in zip(thought, placed, strict=True))
+    assert thought[0] < placed[0], "what was seen before the arm set out is placed where it did"
     assert msgs.plan_of(rig.plans[-1]).task_chain == ("reach", "hold")
 
 
