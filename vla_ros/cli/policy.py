@@ -19,7 +19,7 @@ def policy(
     preset: Annotated[str, typer.Option(help='"paper" or "tiny"; a checkpoint has its own.')] = "tiny",
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Prints modules with their parameters, channels, cameras, chunk and prompt of a policy.
+    """Prints modules with their parameters, how many learn in each stage, channels, cameras, chunk and prompt of a policy.
 
     Nothing is loaded: the network is built on torch's meta device.
 
@@ -59,6 +59,7 @@ def describe(config: CheckpointConfig, origin: str) -> dict[str, object]:
 
     from vla_ros.core.devices import load_device
     from vla_ros.policies.describe import describe as modules_of
+    from vla_ros.policies.describe import trainable_by_stage
     from vla_ros.policies.network_policy import SYSTEMS, make_network
 
     sizes = dict(config.network)
@@ -72,6 +73,7 @@ def describe(config: CheckpointConfig, origin: str) -> dict[str, object]:
         "preset": config.preset,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "modules": dict(modules_of(network)),
+        "trainable": trainable_by_stage(network),
         "image": config.image,
         "chunk": {"horizon": config.horizon, "dt_s": config.dt_s},
         "embodiments": {
@@ -90,6 +92,7 @@ def _table(described: dict[str, object]) -> str:
     chunk, image = described["chunk"], described["image"]
     lines = [f"{described['system']} {described['preset']}: {described['parameters']:,} parameters"]
     lines += [f"  {count:>15,}  {name}" for name, count in described["modules"].items()]
+    lines += [f"  {count:>15,}  learn in stage {stage}" for stage, count in described["trainable"].items()]
     lines.append(f"chunk {chunk['horizon']} rows every {chunk['dt_s']} s, pictures {image['width']} x {image['height']} px")
     for name, layout in described["embodiments"].items():
         lines += [f"{name}:", *(f"  {key}: {', '.join(layout[key])}" for key in ("cameras", "state", "channels"))]

@@ -18,6 +18,8 @@ POLICIES = {
     "robovlms": "vla_ros.policies.network_policy:NetworkPolicy",
     "qwen_vla": "vla_ros.policies.network_policy:NetworkPolicy",
     "atomic_vla": "vla_ros.policies.atomic_vla.policy:AtomicPolicy",
+    "seer": "vla_ros.policies.network_policy:NetworkPolicy",
+    "vita_vla": "vla_ros.policies.network_policy:NetworkPolicy",
     "replay": "vla_ros.policies.replay:Replay",
     "script": "vla_ros.sim.script:ScriptPolicy",
     "openpi": "vla_ros.policies.openpi:OpenPi",

@@ -26,3 +26,15 @@ def _walk(module: nn.Module, name: str, depth: int, lines: list[tuple[str, int]]
     own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
     if own:
         lines.append((f"{name}.(own)".lstrip("."), own))
+
+
+def trainable_by_stage(network: nn.Module) -> dict[str, int]:
+    """Returns how many parameters learn in each of the network's own stages (`STAGES`); none: it has only one.
+
+    It leaves the network in the last of them.
+    """
+    counts = {}
+    for stage in getattr(network, "STAGES", ()):
+        network.configure_stage(stage)
+        counts[stage] = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    return counts

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from torch import Tensor
 
+from vla_ros.core.errors import PolicyError
 from vla_ros.policies.layout import Layout
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ class Inputs:
     """B observations of one embodiment.
 
     For a network with a `window` above 1 `images` and `state` may have a window of consecutive observations, [B, W, C, 3, H, W] and
-    [B, W, F] with the newest last; tokens and actions belong to that one. It takes a single observation, and the first of a window that is
-    too short, to have been there all the time.
+    [B, W, F] with the newest last; tokens and actions belong to that one. What a shorter window means is the network's own: RoboVLMs takes
+    its first observation to have been there all the time, VITA-VLA and its teacher know no more than what is there.
 
     Args:
         embodiment: whose layout the numbers have.
@@ -60,7 +61,7 @@ class Network(Protocol):
     """A `torch.nn.Module` besides. Made by `System(layouts, horizon, sizes)`, see `network_policy.SYSTEMS`.
 
     `visual_size` and `hidden_size` are the widths of what `loss` returns for the auxiliary losses, 0 where they have nothing to read.
-    A network with a history has `window: int` besides, see `Inputs`. One that is trained in stages has
+    A network with a history has `window: int` besides, see `Inputs`. One that is trained in stages has `STAGES`, a mapping by name, and
     `configure_stage(stage: str, tokenizer: Tokenizer) -> None`, which says what learns (`requires_grad`) and raises ConfigError for a stage
     that it does not have, and may have `whole_trajectories: bool`: its batches have no images and actions to the end of the episode.
     """
@@ -89,6 +90,18 @@ def on_device(inputs: Inputs, device: torch.device) -> Inputs:
     """The same observations, or samples, with their tensors on `device`."""
     tensors = {field.name: value for field in fields(inputs) if isinstance(value := getattr(inputs, field.name), Tensor)}
     return replace(inputs, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+
+
+def as_window(inputs: Inputs, window: int) -> tuple[Tensor, Tensor]:
+    """Returns images [B, W, C, 3, H, W] and state [B, W, F], at most the last `window` observations. Raises PolicyError: other shapes."""
+    images, state = inputs.images, inputs.state
+    if images.ndim == 5:
+        images, state = images[:, None], state[:, None]
+    if images.ndim != 6 or state.ndim != 3 or state.shape[:2] != images.shape[:2]:
+        raise PolicyError(
+            f"images {tuple(inputs.images.shape)} with state {tuple(inputs.state.shape)}, expected [B, (W,) C, 3, H, W] and [B, (W,) F]"
+        )
+    return images[:, -window:], state[:, -window:]
 
 
 def to_pixels(images: Tensor) -> Tensor:

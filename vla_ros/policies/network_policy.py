@@ -24,6 +24,8 @@ SYSTEMS = {
     "robovlms": "vla_ros.policies.robo_vlms.network:RoboVlms",
     "qwen_vla": "vla_ros.policies.qwen_vla.network:QwenVla",
     "atomic_vla": "vla_ros.policies.atomic_vla.network:AtomicVla",
+    "seer": "vla_ros.policies.vita_vla.seer:Seer",
+    "vita_vla": "vla_ros.policies.vita_vla.network:VitaVla",
 }
 
 

@@ -128,6 +128,7 @@ LAYOUTS: dict[str, Layout] = {
         meeting_m=(0.20, 0.0, 0.15),
     ),
 }
+LAYOUTS["piper_joints"] = LAYOUTS["piper"]
 
 
 def layout_of(embodiment: str) -> Layout:

@@ -50,6 +50,8 @@ class QwenVla(nn.Module):
     `sizes` are the keys of `sizes.py` and of the backbone. It starts in the stage `cpt`.
     """
 
+    STAGES = STAGES
+
     def __init__(self, layouts: Mapping[str, Layout], horizon: int, sizes: Mapping[str, object]) -> None:
         super().__init__()
         reader, values = read_sizes(layouts, sizes)

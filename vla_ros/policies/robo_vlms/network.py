@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from vla_ros.core.errors import PolicyError
+from vla_ros.policies.columns import action_columns, state_columns
 from vla_ros.policies.layout import Layout
-from vla_ros.policies.network import Batch, Inputs
+from vla_ros.policies.network import Batch, Inputs, as_window
 from vla_ros.policies.robo_vlms.bins import Vocabulary
-from vla_ros.policies.robo_vlms.columns import action_columns, state_columns
 from vla_ros.policies.robo_vlms.flow_head import FlowHead
 from vla_ros.policies.robo_vlms.heads import HEADS, BinHead, Seen
 from vla_ros.policies.robo_vlms.sizes import read_sizes
@@ -74,7 +74,7 @@ class RoboVlms(nn.Module):
             state = self._states.spread(batch.state, batch.embodiment)
             loss, parts, encoding = self._vocabulary.loss(self.backbone, batch, state, layout.cameras, batch.actions)
             return loss, parts, encoding.visual, encoding.hidden
-        images, state = _as_window(batch, self.window)
+        images, state = as_window(batch, self.window)
         encoding, window = self._encode(images, state, batch)
         loss, parts = self.head.loss(self._seen(encoding, window, state[:, -1], batch), batch.actions)
         return loss, parts, encoding.visual, window[:, -1]
@@ -86,7 +86,7 @@ class RoboVlms(nn.Module):
             state = self._states.spread(inputs.state, inputs.embodiment)
             shape = self.horizon, len(layout.channels)
             return self._vocabulary.predict(self.backbone, inputs, state, layout.cameras, shape)
-        images, state = _as_window(inputs, self.window)
+        images, state = as_window(inputs, self.window)
         if self.formulation == "interleaved" and inputs.images.ndim == 5:
             images, state = self._remember(inputs, images[:, -1], state[:, -1])
         encoding, window = self._encode(images, state, inputs)
@@ -139,18 +139,6 @@ class RoboVlms(nn.Module):
         self._history_of = inputs.embodiment
         self._history = [*self._history, tuple(part.detach() for part in newest)][-self.window :]
         return tuple(_filled(torch.stack(parts, dim=1), self.window) for parts in zip(*self._history, strict=True))
-
-
-def _as_window(inputs: Inputs, window: int) -> tuple[Tensor, Tensor]:
-    """Returns images [B, W, C, 3, H, W] and state [B, W, F], at most the last `window` observations."""
-    images, state = inputs.images, inputs.state
-    if images.ndim == 5:
-        images, state = images[:, None], state[:, None]
-    if images.ndim != 6 or state.ndim != 3 or state.shape[:2] != images.shape[:2]:
-        raise PolicyError(
-            f"images {tuple(inputs.images.shape)} with state {tuple(inputs.state.shape)}, expected [B, (W,) C, 3, H, W] and [B, (W,) F]"
-        )
-    return images[:, -window:], state[:, -window:]
 
 
 def _filled(values: Tensor, window: int) -> Tensor:

@@ -36,7 +36,8 @@ class Columns:
         return out
 
 
-def _columns(groups: Mapping[str, tuple[tuple[str, ...], int]]) -> Columns:
+def shared_columns(groups: Mapping[str, tuple[tuple[str, ...], int]]) -> Columns:
+    """`groups` says by embodiment which channels its numbers stem from, and how many numbers they are."""
     slices: dict[tuple[str, ...], slice] = {}
     width = 0
     for names, count in groups.values():
@@ -48,7 +49,7 @@ def _columns(groups: Mapping[str, tuple[tuple[str, ...], int]]) -> Columns:
 
 def state_columns(layouts: Mapping[str, Layout]) -> Columns:
     """Columns of the normalised features."""
-    return _columns({
+    return shared_columns({
         name: (layout.state, sum((POSE_FEATURES if arm.pose else arm.motion) + 1 for arm in layout.arms))
         for name, layout in layouts.items()
     })  # fmt: skip
@@ -56,4 +57,4 @@ def state_columns(layouts: Mapping[str, Layout]) -> Columns:
 
 def action_columns(layouts: Mapping[str, Layout]) -> Columns:
     """Columns of a chunk's rows."""
-    return _columns({name: (layout.channels, len(layout.channels)) for name, layout in layouts.items()})
+    return shared_columns({name: (layout.channels, len(layout.channels)) for name, layout in layouts.items()})
