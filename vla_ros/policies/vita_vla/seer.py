@@ -89,7 +89,7 @@ class Seer(nn.Module):
         """Returns the tokens [B, W, n, width] of W observations, and the newest one's visual features [B, visual_size]."""
         batch, steps = images.shape[:2]
         text = self.eyes.read(tokens)
-        seen = self.eyes.look(images.flatten(0, 1), text.repeat_interleave(steps, 0), layout.cameras).unflatten(0, (batch, steps))
+        seen = self._look(images, text, layout.cameras)
         indices = [self.eyes.names.index(name) for name in layout.cameras]
         # A keypoint must stay exact to a tenth of a pixel, which bfloat16 cannot hold.
         with torch.autocast(images.device.type, enabled=False):
@@ -101,6 +101,18 @@ class Seer(nn.Module):
         visual = pooled.new_zeros(batch, len(self.eyes.names), self.eyes.width)
         visual[:, indices] = pooled
         return torch.cat([words, *views, state], dim=2), visual.flatten(1)
+
+    def _look(self, images: Tensor, text: Tensor, cameras: tuple[str, ...]) -> Tensor:
+        """[B, W, C, 3, H, W] -> [B, W, C, n, width of the eyes].
+
+        The newest pictures alone teach the eyes: the older ones' gradients would double what a training step costs.
+        """
+        seen = [self.eyes.look(images[:, -1], text, cameras)[:, None]]
+        if older := images.shape[1] - 1:
+            with torch.no_grad():
+                before = self.eyes.look(images[:, :-1].flatten(0, 1), text.repeat_interleave(older, 0), cameras)
+            seen.insert(0, before.unflatten(0, (-1, older)))
+        return torch.cat(seen, dim=1)
 
     def _think(self, observed: Tensor, everywhere: bool = False) -> Tensor:
         """[B, W, n, width] -> states of the action tokens, [B, W, T, width] of each step or [B, 1, T, width] of the newest."""
