@@ -33,6 +33,7 @@ from vla_ros.core.errors import ConfigError, PolicyError
 from vla_ros.core.types import Frame, Observation, Proprioception
 from vla_ros.policies import load_policy
 from vla_ros.policies.text import build_tokenizer
+from vla_ros.policies.vita_vla.backbones import InternVlQwen
 from vla_ros.policies.vita_vla.stages import STAGES, configure_stage
 
 BACKBONES = pytest.mark.parametrize("sizes", [STUDENT, INTERNVL], ids=["convolutional", "internvl"])
@@ -233,6 +234,14 @@ def test_padding_does_not_count(student):
     network_for_more.state_dict()[position][:LENGTH] = student.state_dict()[position]
     with torch.no_grad():
         assert torch.allclose(student.predict(samples), network_for_more.predict(longer), atol=1e-5)
+
+
+def test_two_pictures_of_200_px_are_98_tokens():
+    sizes = {**InternVlQwen.SIZES, "preset": "paper", "vocabulary": 151674}
+    with torch.device("meta"):
+        backbone = InternVlQwen(("front", "wrist"), sizes)
+        tokens = backbone.look(torch.empty(1, 2, 3, 480, 640), torch.empty(1, 8, dtype=torch.long), ("front", "wrist"))
+    assert tokens.shape == (1, 2 * 49, 3584)
 
 
 def edited(folder, tmp_path, change):

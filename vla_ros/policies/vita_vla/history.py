@@ -32,6 +32,11 @@ def sight(steps: Tensor, acting: Tensor, window: int, causal: bool) -> Tensor:
     return seen | torch.eye(len(steps), dtype=torch.bool, device=steps.device)
 
 
+def apart_from_padding(seen: Tensor, real: Tensor) -> Tensor:
+    """bool [N, N] of `sight` -> [B, N, N]: nobody sees what is not `real` [B, N], but each row itself: a blind one would be NaN."""
+    return seen & (real[:, None] | torch.eye(len(seen), dtype=torch.bool, device=seen.device))
+
+
 def tokens_of(steps: int, observed: int, acted: int, first_acting: int = 0, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Returns `steps` and `acting` (see `sight`) of observations of `observed` tokens, each followed by `acted` action tokens.
 

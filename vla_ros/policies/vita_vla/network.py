@@ -16,7 +16,7 @@ from vla_ros.policies.text import PAD_ID
 from vla_ros.policies.vita_vla.backbones import BACKBONES
 from vla_ros.policies.vita_vla.channels import Channels, StateEncoder
 from vla_ros.policies.vita_vla.decoder import ActionDecoder, action_loss
-from vla_ros.policies.vita_vla.history import chosen_steps, layout_of, sight, targets_of, tokens_of
+from vla_ros.policies.vita_vla.history import apart_from_padding, chosen_steps, layout_of, sight, targets_of, tokens_of
 from vla_ros.policies.vita_vla.sizes import read_sizes
 from vla_ros.policies.vita_vla.stages import STAGES, configure_stage
 from vla_ros.policies.vita_vla.stream import Stream, places
@@ -131,8 +131,7 @@ class VitaVla(nn.Module):
         offsets, taken = places(mask, self.horizon)
         positions = taken[:, None, None] * torch.arange(steps, device=mask.device)[:, None] + offsets[:, None]
         real = functional.pad(mask, (0, self.horizon), value=True)[:, None].expand(-1, steps, -1)[:, there]
-        seen = sight(numbers, acts, self.window, causal=True)
-        seen = seen & (real[:, None] | torch.eye(len(seen), dtype=torch.bool, device=mask.device))
+        seen = apart_from_padding(sight(numbers, acts, self.window, causal=True), real)
         acting = self._acting(batch).to(observed.dtype)[:, None].expand(-1, steps, -1, -1)
         states = self.backbone.run(torch.cat([observed, acting], dim=2)[:, there], seen, positions[:, there])
         return states[:, acts].unflatten(1, (-1, self.horizon))
