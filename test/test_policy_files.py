@@ -21,9 +21,9 @@ PAPER = {
     ("atomic_vla", "paper"): ("library.experts.pick", 226.5e6),
     ("robovlms_kosmos2", "paper"): ("", 1.702e9),
     ("robovlms_paligemma", "paper"): ("", 2.961e9),
-    ("vita_vla", "paper_calvin"): ("mapper", 5.770e6),
+    ("vita_vla", "paper"): ("mapper", 5.770e6),
     ("vita_vla", "paper_libero"): ("mapper", 1.672e6),
-    ("seer", "paper_calvin"): ("transformer", 12 * 12 * 1024**2),
+    ("seer", "paper"): ("transformer", 12 * 12 * 1024**2),
     ("seer", "paper_libero"): ("transformer", 12 * 12 * 384**2),
 }
 
@@ -39,14 +39,14 @@ def test_every_preset_can_be_described(name: str, preset: str):
         assert 1e6 < described["parameters"] < 1e7
 
 
-@pytest.mark.parametrize(("preset", "aligned"), [("paper_calvin", 31_503_360), ("paper_libero", 27_405_440)])
+@pytest.mark.parametrize(("preset", "aligned"), [("paper", 31_503_360), ("paper_libero", 27_405_440)])
 def test_stage_1_of_vita_vla_trains_what_the_paper_says(preset: str, aligned: int):
     """31.50 M and 27.41 M: the state encoder, one token, the mapper. In stage 2 the language model too, the vision never."""
     out = CliRunner().invoke(app, ["policy", "describe", "vita_vla", "--preset", preset, "--json"])
     described = json.loads(out.output)
     modules, trainable = described["modules"], described["trainable"]
     assert trainable["align"] == modules["state"] + modules["mapper"] + 3584 == aligned
-    assert aligned == pytest.approx({"paper_calvin": 31.50e6, "paper_libero": 27.41e6}[preset], rel=0.005)
+    assert aligned == pytest.approx({"paper": 31.50e6, "paper_libero": 27.41e6}[preset], rel=0.005)
     assert trainable["frozen"] == aligned + modules["decoder"]
     assert trainable["finetune"] == trainable["only_ft"] == trainable["frozen"] + modules["backbone.language"]
     assert modules["backbone.vision.tower"] == pytest.approx(0.3e9, rel=0.02) and modules["state.arm"] == (6 + 1) * 3584
@@ -62,7 +62,7 @@ def test_stages_are_described():
 
 
 def test_the_teacher_fits_its_student():
-    for preset in ("paper_calvin", "paper_libero", "tiny"):
+    for preset in ("paper", "paper_libero", "tiny"):
         teacher, student = load_preset("seer", preset), load_preset("vita_vla", preset)
         assert (teacher.layouts, teacher.horizon, teacher.image) == (student.layouts, student.horizon, student.image)
         assert teacher.network["width"] == student.network["teacher_width"]

@@ -31,12 +31,17 @@ ATOMIC = {
     "writer_width": 16, "writer_layers": 1, "writer_heads": 2, "expert_width": 16, "expert_hidden": 16, "expert_layers": 1,
     "expert_head_size": 8, "skills": [{"name": "pick", "sigma": 10.0, "text": "grasp"}, {"name": "place", "sigma": 50.0}],
 }  # fmt: skip
-SYSTEMS = {"robovlms": NETWORK, "qwen_vla": QWEN, "atomic_vla": ATOMIC}
+SEER = {"eyes": "convolutional", "text_length": 8, "text_width": 16, "keypoints": 4, "width": 16, "layers": 1, "heads": 2, "window": 2}
+VITA = {
+    "backbone": "convolutional", "text_length": 8, "text_width": 16, "keypoints": 4, "teacher_width": 16, "window": 2,
+    "text": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1},
+}  # fmt: skip
+SYSTEMS = {"robovlms": NETWORK, "qwen_vla": QWEN, "atomic_vla": ATOMIC, "seer": SEER, "vita_vla": VITA}
 VALUES = [
     None, True, -1, 0, 5.5, 1e300, float("nan"), float("inf"), 10**9, 10**30, "", "\ud800", "x" * 5000, [], {}, [[]], {"a": {}},
     "canary:run", "canary", 8192, "torch:save",
 ]  # fmt: skip
-CONFIGS, WEIGHTS, TOKENIZERS, YAMLS = 240, 120, 40, 200  # of each system; of all YAML files
+CONFIGS, WEIGHTS, TOKENIZERS, YAMLS = 100, 50, 20, 200  # of each system; of all YAML files
 
 
 @pytest.fixture(scope="module", params=SYSTEMS)

@@ -16,7 +16,7 @@ SHARED: dict[str, object] = {
 }
 # A broken file must end in a message, not in hours of building layers.
 _RANGES = {
-    "text_length": (1, 8192), "window": (1, 256), "width": (8, 8192), "layers": (1, 128), "heads": (1, 256), "teacher_width": (8, 8192),
+    "text_length": (1, 8192), "window": (1, 256), "width": (8, 4096), "layers": (1, 128), "heads": (1, 256), "teacher_width": (8, 4096),
     "vocabulary": (0, 1_000_000), "text_width": (1, 4096), "keypoints": (1, 1024), "latents": (1, 1024), "resampler_layers": (1, 32),
     "image_size": (28, 2048),
 }  # fmt: skip
