@@ -13,7 +13,7 @@ from vla_ros.policies.layout import POSE_FEATURES, Layout
 
 
 class Channels:
-    """Splits states and actions of every embodiment of `layouts`.
+    """Splits states and actions of every embodiment of `layouts`, by slices alone: nothing waits for the host.
 
     Args:
         layouts: those with the same channels share their columns.
@@ -21,12 +21,11 @@ class Channels:
     """
 
     def __init__(self, layouts: Mapping[str, Layout], open_above: float) -> None:
-        self._open_above = open_above
-        self._features = {name: _features(layout) for name, layout in layouts.items()}
-        self._grippers = {name: layout.grippers for name, layout in layouts.items()}
-        counts = {name: tuple(map(len, indices)) for name, indices in self._features.items()}
-        self.arm_state = shared_columns({name: (layout.state, counts[name][0]) for name, layout in layouts.items()})
-        self.width_state = shared_columns({name: (layout.state, counts[name][1]) for name, layout in layouts.items()})
+        self._open_above, self._arms = open_above, {name: layout.arms for name, layout in layouts.items()}
+        self._spans = {name: _spans(layout) for name, layout in layouts.items()}
+        features = {name: sum(stop - start for start, stop in spans) for name, spans in self._spans.items()}
+        self.arm_state = shared_columns({name: (layout.state, features[name]) for name, layout in layouts.items()})
+        self.width_state = shared_columns({name: (layout.state, len(layout.arms)) for name, layout in layouts.items()})
         self.arms = shared_columns({name: (layout.channels, len(layout.channels) - len(layout.arms)) for name, layout in layouts.items()})
         self.grippers = shared_columns({name: (layout.channels, len(layout.arms)) for name, layout in layouts.items()})
 
@@ -37,17 +36,20 @@ class Channels:
             PolicyError: an unknown embodiment, or another number of features.
         """
         self.arm_state.of(embodiment)
-        arms, widths = self._features[embodiment]
-        if features.shape[-1] != len(arms) + len(widths):
-            raise PolicyError(f"{embodiment}: {features.shape[-1]} features of the state, expected {len(arms) + len(widths)}")
-        opened = features[..., widths] > self._open_above
-        own = (self.width_state.spread(side.to(features.dtype), embodiment) for side in (opened, ~opened))
-        return self.arm_state.spread(features[..., arms], embodiment), torch.cat(tuple(own), dim=-1)
+        spans = self._spans[embodiment]
+        if features.shape[-1] != spans[-1][1] + 1:
+            raise PolicyError(f"{embodiment}: {features.shape[-1]} features of the state, expected {spans[-1][1] + 1}")
+        arms = torch.cat([features[..., start:stop] for start, stop in spans], dim=-1)
+        opened = torch.cat([features[..., stop : stop + 1] for _, stop in spans], dim=-1) > self._open_above
+        own = [self.width_state.spread(side.to(features.dtype), embodiment) for side in (opened, ~opened)]
+        return self.arm_state.spread(arms, embodiment), torch.cat(own, dim=-1)
 
     def targets(self, actions: Tensor, embodiment: str) -> tuple[Tensor, Tensor]:
         """[..., D] -> the arms' targets [..., A] in [-1, 1] and 1 where a gripper closes [..., G], else 0."""
-        grippers = self._mask(embodiment, actions)
-        return actions[..., ~grippers], (actions[..., grippers] > 0).to(actions.dtype)
+        self.arms.of(embodiment)
+        arms = self._arms[embodiment]
+        closing = torch.cat([actions[..., arm.gripper : arm.gripper + 1] for arm in arms], dim=-1) > 0
+        return torch.cat([actions[..., arm.columns] for arm in arms], dim=-1), closing.to(actions.dtype)
 
     def own(self, arms: Tensor, closing: Tensor, embodiment: str) -> tuple[Tensor, Tensor]:
         """Picks the embodiment's columns out of what the heads say for all."""
@@ -55,25 +57,20 @@ class Channels:
 
     def actions(self, arms: Tensor, closing: Tensor, embodiment: str) -> Tensor:
         """The inverse of `targets`: own arms and own logits of closing -> [..., D], grippers in -1 .. 1."""
-        grippers = self._mask(embodiment, arms)
-        out = arms.new_empty(*arms.shape[:-1], len(grippers))
-        out[..., ~grippers], out[..., grippers] = arms, 2 * closing.sigmoid() - 1
-        return out
-
-    def _mask(self, embodiment: str, near: Tensor) -> Tensor:
         self.arms.of(embodiment)
-        return torch.from_numpy(self._grippers[embodiment]).to(near.device)
+        moved = arms.split([arm.motion for arm in self._arms[embodiment]], dim=-1)
+        shut = (2 * closing.sigmoid() - 1).split(1, dim=-1)
+        return torch.cat([part for arm in zip(moved, shut, strict=True) for part in arm], dim=-1)
 
 
-def _features(layout: Layout) -> tuple[list[int], list[int]]:
-    """Indices of the arms' features, and of the finger widths."""
-    arms, widths, start = [], [], 0
+def _spans(layout: Layout) -> list[tuple[int, int]]:
+    """From where to where each arm's features stand; its finger width comes next."""
+    spans, start = [], 0
     for arm in layout.arms:
-        count = POSE_FEATURES if arm.pose else arm.motion
-        arms += range(start, start + count)
-        widths.append(start + count)
-        start += count + 1
-    return arms, widths
+        stop = start + (POSE_FEATURES if arm.pose else arm.motion)
+        spans.append((start, stop))
+        start = stop + 1
+    return spans
 
 
 class StateEncoder(nn.Module):

@@ -43,7 +43,7 @@ def tokens_of(steps: int, observed: int, acted: int, first_acting: int = 0, devi
     Steps before `first_acting` have none.
     """
     counts = [observed + (acted if step >= first_acting else 0) for step in range(steps)]
-    numbers = torch.arange(steps, device=device).repeat_interleave(torch.tensor(counts, device=device))
+    numbers = torch.cat([torch.full((count,), step, device=device) for step, count in enumerate(counts)])
     acting = torch.cat([torch.arange(count, device=device) >= observed for count in counts])
     return numbers, acting
 
