@@ -15,7 +15,7 @@ from vla_ros.training.config import load_training
 
 FILES: dict[str, Path] = {path.stem: path for path in sorted((config_dir() / "policies").glob("*.yaml"))}
 PRESETS = [(name, preset) for name, path in FILES.items() for preset in read(path).plain()["presets"]]
-# parameters; of Qwen-VLA the action expert alone, of AtomicVLA one skill's expert: those the papers' sizes give; of VITA-VLA and its teacher what those say
+# parameters; of Qwen-VLA the action expert alone, of AtomicVLA one skill's, which the papers' sizes give; of VITA-VLA and its teacher parts
 PAPER = {
     ("qwen_vla", "paper"): ("expert", 1.149e9),
     ("atomic_vla", "paper"): ("library.experts.pick", 226.5e6),

@@ -35,8 +35,8 @@ def make_executor(name: str, **options: object) -> Executor:
     Raises:
         ConfigError: unknown name or option, or a value out of range.
     """
-    if name not in EXECUTORS:
-        raise ConfigError(f"executor '{name}' is unknown; {did_you_mean(name, EXECUTORS)}")
+    if not isinstance(name, str) or name not in EXECUTORS:
+        raise ConfigError(f"executor '{name}' is unknown; {did_you_mean(str(name), EXECUTORS)}")
     known = [option for option in inspect.signature(EXECUTORS[name].__init__).parameters if option != "self"]
     for option in options:
         if option not in known:
