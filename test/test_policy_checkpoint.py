@@ -172,6 +172,7 @@ def test_quantiles_map_clip_and_widen():
         (lambda c: c["layouts"]["franka"].update(channels=c["layouts"]["franka"]["channels"][::-1]), "channels"),
         (lambda c: c["layouts"]["franka"].update(state=["tcp.x"]), "state"),
         (lambda c: c.update(system="robovlm"), "did you mean 'robovlms'"),
+        (lambda c: c.update(system="script"), "system 'script'; valid: "),
         (lambda c: c.update(system=["robovlms"]), "expected a name"),
         (lambda c: c.update(horizn=3), "did you mean 'horizon'"),
         (lambda c: c.update(horizon="16"), "horizon '16'"),

@@ -58,9 +58,10 @@ def describe(config: CheckpointConfig, origin: str) -> dict[str, object]:
     import torch
 
     from vla_ros.core.devices import load_device
+    from vla_ros.policies import SYSTEMS
     from vla_ros.policies.describe import describe as modules_of
     from vla_ros.policies.describe import trainable_by_stage
-    from vla_ros.policies.network_policy import SYSTEMS, make_network
+    from vla_ros.policies.network_policy import make_network
 
     sizes = dict(config.network)
     sizes.setdefault("vocabulary", 1000)  # of a preset that is not trained yet; only the tiny ones count it

@@ -1,4 +1,4 @@
-"""Policies: `POLICIES` names the systems, `load_policy` turns a rig's `policy.checkpoint` into one."""
+"""Policies: `SYSTEMS` and `POLICIES` name them, `load_policy` turns a rig's `policy.checkpoint` into one."""
 
 from __future__ import annotations
 
@@ -14,17 +14,23 @@ from vla_ros.policies.checkpoint import CONFIG, read_config
 from vla_ros.policies.construct import construct
 from vla_ros.policies.replay import ACTIONS
 
+# Networks of our own, as `system` in a checkpoint's config.json names them.
+SYSTEMS = {
+    "robovlms": "vla_ros.policies.robo_vlms.network:RoboVlms",
+    "qwen_vla": "vla_ros.policies.qwen_vla.network:QwenVla",
+    "atomic_vla": "vla_ros.policies.atomic_vla.network:AtomicVla",
+    "seer": "vla_ros.policies.vita_vla.seer:Seer",
+    "vita_vla": "vla_ros.policies.vita_vla.network:VitaVla",
+}
+# What runs: a system that is not here is run by `_NETWORK`.
 POLICIES = {
-    "robovlms": "vla_ros.policies.network_policy:NetworkPolicy",
-    "qwen_vla": "vla_ros.policies.network_policy:NetworkPolicy",
     "atomic_vla": "vla_ros.policies.atomic_vla.policy:AtomicPolicy",
-    "seer": "vla_ros.policies.network_policy:NetworkPolicy",
-    "vita_vla": "vla_ros.policies.network_policy:NetworkPolicy",
     "replay": "vla_ros.policies.replay:Replay",
     "script": "vla_ros.sim.script:ScriptPolicy",
     "openpi": "vla_ros.policies.openpi:OpenPi",
     "lerobot": "vla_ros.policies.lerobot:LeRobot",
 }
+_NETWORK = "vla_ros.policies.network_policy:NetworkPolicy"
 
 
 def load_policy(checkpoint: str, embodiment: Embodiment, options: Mapping[str, object] | None = None) -> Policy:
@@ -50,9 +56,9 @@ def load_policy(checkpoint: str, embodiment: Embodiment, options: Mapping[str, o
     if (folder / ACTIONS).is_file():
         return load_device(POLICIES, "replay").load(folder, embodiment)
     system = read_config(folder).system
-    if system not in POLICIES:
-        raise PolicyError(f"{folder / CONFIG}: system {system!r}; {did_you_mean(system, POLICIES)}")
-    return load_device(POLICIES, system).load(folder, embodiment)
+    if system not in SYSTEMS:
+        raise PolicyError(f"{folder / CONFIG}: system {system!r}; {did_you_mean(system, SYSTEMS)}")
+    return load_device(POLICIES, system if system in POLICIES else _NETWORK).load(folder, embodiment)
 
 
 def find_checkpoint(checkpoint: str) -> Path:

@@ -26,7 +26,7 @@ class CheckpointConfig:
     """What config.json says.
 
     Args:
-        system: key of `policies.POLICIES`.
+        system: a name of `policies.SYSTEMS`.
         preset: size of the network, for the reader.
         layouts: by embodiment that it can drive, see `layout.Layout`.
         image: {"width", "height"} in px that every frame is shrunk to.

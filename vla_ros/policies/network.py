@@ -58,7 +58,7 @@ class Batch(Inputs):
 
 
 class Network(Protocol):
-    """A `torch.nn.Module` besides. Made by `System(layouts, horizon, sizes)`, see `network_policy.SYSTEMS`.
+    """A `torch.nn.Module` besides. Made by `System(layouts, horizon, sizes)`, see `policies.SYSTEMS`.
 
     `visual_size` and `hidden_size` are the widths of what `loss` returns for the auxiliary losses, 0 where they have nothing to read.
     A network with a history has `window: int` besides, see `Inputs`. One that is trained in stages has `STAGES`, a mapping by name, and

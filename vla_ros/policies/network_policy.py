@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from pathlib import Path
 
@@ -14,19 +13,13 @@ from vla_ros.core.devices import load_device
 from vla_ros.core.embodiment import Embodiment
 from vla_ros.core.errors import DataError, PolicyError
 from vla_ros.core.types import ActionChunk, Inference, Observation, PolicySpec, Prefix, SkillPlan
+from vla_ros.policies import SYSTEMS
 from vla_ros.policies.checkpoint import CONFIG, CheckpointConfig, read_config, read_tokenizer, read_weights
 from vla_ros.policies.images import shrink
 from vla_ros.policies.layout import Layout, layout_for
 from vla_ros.policies.network import Inputs, pixels_of
+from vla_ros.policies.normalization import Quantiles
 from vla_ros.policies.text import encode
-
-SYSTEMS = {
-    "robovlms": "vla_ros.policies.robo_vlms.network:RoboVlms",
-    "qwen_vla": "vla_ros.policies.qwen_vla.network:QwenVla",
-    "atomic_vla": "vla_ros.policies.atomic_vla.network:AtomicVla",
-    "seer": "vla_ros.policies.vita_vla.seer:Seer",
-    "vita_vla": "vla_ros.policies.vita_vla.network:VitaVla",
-}
 
 
 def make_network(config: CheckpointConfig, origin: str) -> nn.Module:
@@ -36,17 +29,7 @@ def make_network(config: CheckpointConfig, origin: str) -> nn.Module:
         return system(config.layouts, config.horizon, config.network)
     except PolicyError as error:
         raise PolicyError(f"{origin}: {error}") from error
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-        AssertionError,
-        KeyError,
-        AttributeError,
-        OverflowError,
-        MemoryError,
-        RecursionError,
-    ) as error:
+    except Exception as error:  # sizes of a broken file trip torch and transformers in any way
         raise PolicyError(f"{origin}: network {config.network} cannot be built ({type(error).__name__}: {error})") from error
 
 
@@ -140,10 +123,10 @@ class NetworkPolicy:
         spec = self.spec
         if prefix.channels != spec.channels or abs(prefix.dt_s - spec.dt_s) > 1e-9 or len(prefix.data) > spec.horizon:
             raise PolicyError(f"{spec.name}: prefix of {len(prefix.data)} rows every {prefix.dt_s} s of {', '.join(prefix.channels)}")
-        rows = np.concatenate([prefix.data, np.repeat(prefix.data[-1:], spec.horizon - len(prefix.data), axis=0)])
-        weights = np.concatenate([prefix.weights, np.zeros(spec.horizon - len(prefix.data))])
-        motion = self._action.normalize(self._layout.relative(rows, state))
-        return torch.from_numpy(motion).float()[None], torch.from_numpy(weights).float()
+        count = len(prefix.data)
+        statistics = Quantiles(self._action.low[:count], self._action.high[:count])  # every row has its own
+        motion = statistics.normalize(self._layout.relative(prefix.data, state))
+        return torch.from_numpy(motion).float()[None], torch.from_numpy(prefix.weights).float()
 
     def _images(self, observation: Observation) -> Tensor:
         """[1, C, 3, H, W]."""
@@ -181,4 +164,4 @@ def _layout_of(config: CheckpointConfig, embodiment: Embodiment, origin: str) ->
         found, wanted = getattr(layout, key), getattr(expected, key)
         if found != wanted:
             raise PolicyError(f"{origin}: layouts.{embodiment.name}.{key} {list(found)}; the robot has {list(wanted)}")
-    return dataclasses.replace(layout, embodiment=embodiment.name)
+    return layout

@@ -17,7 +17,7 @@ class PolicyFile:
     """The keys of a policy file.
 
     Args:
-        system: a name of `network_policy.SYSTEMS`.
+        system: a name of `policies.SYSTEMS`.
         paper: where it comes from.
         embodiments: cameras of each robot, in the order of the network.
         image: {"width", "height"} px by preset.

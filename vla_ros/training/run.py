@@ -10,9 +10,10 @@ import numpy as np
 from accelerate import Accelerator
 
 from vla_ros.core.devices import load_device
+from vla_ros.policies import SYSTEMS
 from vla_ros.policies.checkpoint import CheckpointConfig, write_checkpoint
 from vla_ros.policies.layout import Layout
-from vla_ros.policies.network_policy import SYSTEMS, make_network
+from vla_ros.policies.network_policy import make_network
 from vla_ros.training.closed_loop import Result, check_closed_loop
 from vla_ros.training.config import Augmentation, TrainingConfig
 from vla_ros.training.curves import Log
