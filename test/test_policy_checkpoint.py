@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from vla_ros.policies.network_policy import make_network
 from vla_ros.policies.normalization import Quantiles
 from vla_ros.policies.poses import absolute_poses, relative_poses, state_features
 from vla_ros.policies.text import build_tokenizer
+from vla_ros.policies.weights import Allowance
 
 SENTENCE = "put the red block on the plate"
 NETWORK = {
@@ -37,6 +40,24 @@ STATISTICS = {
 }
 LAYOUTS = {name: layout_for(load_embodiment(name), cameras, STATISTICS[name]) for name, cameras in CAMERAS.items()}
 STATE_CHANNELS, ACTION_CHANNELS = LAYOUTS["franka"].state, LAYOUTS["franka"].channels
+
+
+GREEDY = """
+import json, resource, sys
+from pathlib import Path
+from vla_ros.core.embodiment import load_embodiment
+from vla_ros.core.errors import PolicyError
+from vla_ros.policies import load_policy, network_policy
+
+pages = lambda field: int(Path("/proc/self/statm").read_text().split()[field])
+limit = pages(0) * resource.getpagesize() + 2**30
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    load_policy(sys.argv[1], load_embodiment("franka"))
+except PolicyError as error:
+    print(json.dumps([str(error), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) / 1024]))
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -191,6 +212,31 @@ def test_wrong_config_is_refused_with_the_file_and_the_value(folder, change, mes
     with pytest.raises(PolicyError, match=message) as caught:
         load(folder)
     assert str(folder) in str(caught.value)
+
+
+def test_sizes_that_are_terabytes_together_are_refused_before_they_are_allocated(folder):
+    """In a process of its own that may have no more than 1 GB beyond what it has already."""
+    edit(folder, lambda config: config["network"].update(hidden_size=16384, blocks=128))  # 275 GB, each tensor 1 GB
+    result = subprocess.run([sys.executable, "-c", GREEDY, str(folder)], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    message, grown_mb = json.loads(result.stdout)
+    assert "model.safetensors: missing 1016 ['backbone.blocks.1.down.bias'" in message, message
+    assert grown_mb < 250, "most of it is torch's compiler, which the meta device imports"
+
+
+def test_shapes_that_differ_are_named_with_both(folder):
+    edit(folder, lambda config: config["network"].update(hidden_size=2048, text_length=4096))
+    with pytest.raises(PolicyError, match=r"backbone.lrn is \(32,\), expected \(2048,\); .* and \d+ more: not the weights") as caught:
+        load(folder)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_network_may_have_only_so_many_numbers():
+    with Allowance(100) as allowance:
+        torch.nn.Linear(9, 9), torch.zeros(2, 2), torch.full((2,), 1.0), torch.randn(size=(1,))
+        assert allowance.left == 100 - 81 - 9 - 4 - 2 - 1
+        with pytest.raises(MemoryError):
+            torch.empty(10**12, 10**12)
 
 
 def test_missing_and_foreign_weights_are_refused(folder):

@@ -12,11 +12,12 @@ import torch
 from vla_ros.core.embodiment import config_dir, load_embodiment
 from vla_ros.core.errors import ConfigError, DataError
 from vla_ros.core.yaml import load
-from vla_ros.policies.checkpoint import CheckpointConfig, read_config, read_weights, write_checkpoint
+from vla_ros.policies.checkpoint import CheckpointConfig, read_config, write_checkpoint
 from vla_ros.policies.layout import Layout, layout_for
 from vla_ros.policies.network_policy import make_network
 from vla_ros.policies.qwen_vla.actor import executed_sum
 from vla_ros.policies.text import build_tokenizer
+from vla_ros.policies.weights import load_network
 from vla_ros.training import reinforce as reinforce_module
 from vla_ros.training import rollout_fleet
 from vla_ros.training.reinforce import reinforce
@@ -97,9 +98,7 @@ def config(checkpoint):
 
 
 def weights(folder):
-    network = make_network(read_config(folder), "test")
-    read_weights(folder, network)
-    return network.state_dict()
+    return load_network(folder, lambda: make_network(read_config(folder), "test")).state_dict()
 
 
 def test_trying_raises_success_clearly(config, tmp_path):

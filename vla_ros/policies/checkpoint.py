@@ -8,14 +8,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError
-
 from vla_ros.core.errors import PolicyError, did_you_mean
 from vla_ros.policies.layout import Layout
 
 if TYPE_CHECKING:  # a rig with the scripted policy need not wait for torch
     from tokenizers import Tokenizer
-    from torch import Tensor, nn
+    from torch import Tensor
 
 _LARGEST_PX, _LONGEST = 2048, 1000
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
@@ -116,46 +114,6 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises a bare one
         raise PolicyError(f"{path}: not a tokenizer ({error}): restore the file") from error
-
-
-def read_weights(folder: Path, network: nn.Module) -> None:
-    """Copies model.safetensors into `network`, strictly.
-
-    Raises:
-        PolicyError: the file is missing, truncated or a pickle, or its keys or shapes are not those of `network`.
-    """
-    from safetensors.torch import load_file
-
-    path = folder / WEIGHTS
-    if not path.is_file():
-        pickles = sorted(item.name for item in folder.glob("*") if item.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"})
-        hint = f"; {', '.join(pickles)} is a pickle, which is never loaded: convert it to safetensors" if pickles else ""
-        raise PolicyError(f"{path}: no such file{hint}")
-    with path.open("rb") as stream:
-        head = stream.read(4)
-    if head[:2] in {b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"}:
-        raise PolicyError(f"{path}: a pickle (torch.save) with a wrong name, which is never loaded: convert it to safetensors")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise PolicyError(f"{path}: {path.stat().st_size} bytes, truncated or not safetensors ({error}): copy the file again") from error
-    _check_tensors(path, tensors, network.state_dict())
-    network.load_state_dict(tensors)
-
-
-def _check_tensors(path: Path, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    missing, foreign = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing or foreign:
-        raise PolicyError(
-            f"{path}: missing {len(missing)} {missing[:3]}, foreign {len(foreign)} {foreign[:3]}: not the weights of this config.json"
-        )
-    for name, tensor in found.items():
-        if tensor.shape != expected[name].shape:
-            raise PolicyError(
-                f"{path}: {name} is {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}: not the weights of this config.json"
-            )
-        if not tensor.isfinite().all():
-            raise PolicyError(f"{path}: {name} holds NaN or infinite values: the training diverged, use an older checkpoint")
 
 
 def write_checkpoint(folder: Path, config: CheckpointConfig, weights: dict[str, Tensor], tokenizer: Tokenizer) -> None:

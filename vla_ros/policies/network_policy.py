@@ -14,12 +14,13 @@ from vla_ros.core.embodiment import Embodiment
 from vla_ros.core.errors import DataError, PolicyError
 from vla_ros.core.types import ActionChunk, Inference, Observation, PolicySpec, Prefix, SkillPlan
 from vla_ros.policies import SYSTEMS
-from vla_ros.policies.checkpoint import CONFIG, CheckpointConfig, read_config, read_tokenizer, read_weights
+from vla_ros.policies.checkpoint import CONFIG, CheckpointConfig, read_config, read_tokenizer
 from vla_ros.policies.images import shrink
 from vla_ros.policies.layout import Layout, layout_for
 from vla_ros.policies.network import Inputs, pixels_of
 from vla_ros.policies.normalization import Quantiles
 from vla_ros.policies.text import encode
+from vla_ros.policies.weights import load_network
 
 
 def make_network(config: CheckpointConfig, origin: str) -> nn.Module:
@@ -53,8 +54,7 @@ class NetworkPolicy:
         config = read_config(folder)
         origin = f"{folder / CONFIG}"
         _layout_of(config, embodiment, origin)
-        network = make_network(config, origin)
-        read_weights(folder, network)
+        network = load_network(folder, lambda: make_network(config, origin))
         return cls(config, embodiment, network, read_tokenizer(folder), origin)
 
     def reset(self) -> None:

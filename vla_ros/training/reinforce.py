@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 
 from vla_ros.core.errors import ConfigError, DataError
 from vla_ros.policies import find_checkpoint
-from vla_ros.policies.checkpoint import CheckpointConfig, read_tokenizer, read_weights, write_checkpoint
+from vla_ros.policies.checkpoint import CheckpointConfig, read_tokenizer, write_checkpoint
+from vla_ros.policies.weights import read_weights
 from vla_ros.training.closed_loop import Result, run_scenes
 from vla_ros.training.curves import Log, Panel
 from vla_ros.training.progress import Progress

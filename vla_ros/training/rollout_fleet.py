@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from vla_ros.core.errors import ConfigError
-from vla_ros.policies.checkpoint import CONFIG, CheckpointConfig, read_config, read_tokenizer, read_weights
+from vla_ros.policies.checkpoint import CONFIG, CheckpointConfig, read_config, read_tokenizer
 from vla_ros.policies.network_policy import make_network
 from vla_ros.policies.qwen_vla.actor import Actor
+from vla_ros.policies.weights import load_network
 from vla_ros.training.reinforce_config import ReinforcementConfig, Task
 from vla_ros.training.rollouts import Collector, Episode
 
@@ -33,10 +34,9 @@ def open_collector(config: ReinforcementConfig, folder: Path) -> tuple[Collector
         )
     if config.rollout.execute_steps > checkpoint.horizon:
         raise ConfigError(f"rollout.execute_steps = {config.rollout.execute_steps}; a chunk of {folder} has {checkpoint.horizon} rows")
-    network = make_network(checkpoint, str(folder / CONFIG))
+    network = load_network(folder, lambda: make_network(checkpoint, str(folder / CONFIG)))
     if config.ppo.denoising_steps > network.euler_steps:
         raise ConfigError(f"ppo.denoising_steps = {config.ppo.denoising_steps}; {folder} takes {network.euler_steps} from noise to chunk")
-    read_weights(folder, network)
     collector = Collector(config, checkpoint, read_tokenizer(folder), Actor(network.to(memory_format=torch.channels_last)))
     for task in config.tasks:
         collector.policy(task.embodiment)

@@ -10,8 +10,9 @@ from torch import nn
 
 from vla_ros.core.errors import ConfigError
 from vla_ros.policies import find_checkpoint
-from vla_ros.policies.checkpoint import CONFIG, CheckpointConfig, read_config, read_tokenizer, read_weights
+from vla_ros.policies.checkpoint import CONFIG, CheckpointConfig, read_config, read_tokenizer
 from vla_ros.policies.text import UNKNOWN_ID, build_tokenizer, split_words
+from vla_ros.policies.weights import read_weights
 
 
 def tokenizer_of(init: str, prompts: Iterable[str]) -> Tokenizer:

@@ -11,8 +11,9 @@ from vla_ros.core.embodiment import Embodiment
 from vla_ros.core.types import Observation, SkillPlan
 from vla_ros.policies.atomic_vla.network import AtomicVla
 from vla_ros.policies.atomic_vla.skills import Skill, with_skill
-from vla_ros.policies.checkpoint import CONFIG, CheckpointConfig, read_config, read_tokenizer, read_weights, write_checkpoint
+from vla_ros.policies.checkpoint import CONFIG, CheckpointConfig, read_config, read_tokenizer, write_checkpoint
 from vla_ros.policies.network_policy import NetworkPolicy, make_network
+from vla_ros.policies.weights import load_network
 
 
 class AtomicPolicy(NetworkPolicy):
@@ -41,11 +42,10 @@ def grow_checkpoint(folder: Path, out: Path, skill: Skill, start: str = "random"
     """Writes the checkpoint of `folder` with one more skill to `out`; what was there is copied to the bit.
 
     Raises:
-        PolicyError: see `checkpoint.read_config`, `checkpoint.read_weights` and `AtomicVla.add_skill`.
+        PolicyError: see `checkpoint.read_config`, `weights.load_network` and `AtomicVla.add_skill`.
     """
     config = read_config(folder)
-    network = make_network(config, str(folder / CONFIG))
-    read_weights(folder, network)
+    network = load_network(folder, lambda: make_network(config, str(folder / CONFIG)))
     network.add_skill(skill, start)
     config = dataclasses.replace(config, network=with_skill(config.network, skill))
     write_checkpoint(out, config, network.state_dict(), read_tokenizer(folder))
