@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,16 +61,16 @@ def message() -> dict:
 
 
 @contextmanager
-def served(policy, **settings) -> Iterator[int]:
-    """Serves `policy` in a thread; gives the port."""
-    started, port, loop = threading.Event(), [], asyncio.new_event_loop()
+def served(policy, port: int = 0, **settings) -> Iterator[int]:
+    """Serves `policy` in a thread; gives the port, a free one by default."""
+    started, ports, loop = threading.Event(), [], asyncio.new_event_loop()
 
     def ready(value: int) -> None:
-        port.append(value)
+        ports.append(value)
         started.set()
 
     async def run() -> None:
-        await PolicyServer(policy, ServeSettings(port=0, **settings)).run(ready)
+        await PolicyServer(policy, ServeSettings(port=port, **settings)).run(ready)
 
     task = loop.create_task(run())
 
@@ -82,7 +83,7 @@ def served(policy, **settings) -> Iterator[int]:
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     assert started.wait(10)
-    yield port[0]
+    yield ports[0]
     assert thread.is_alive(), "the server has ended by itself"
     loop.call_soon_threadsafe(task.cancel)
     thread.join(10)
@@ -117,8 +118,12 @@ def foreign(answer: Callable[[object], bytes | str | None], metadata: bytes | No
 
 
 def openpi_python() -> str:
-    """The Python of openpi's own environment (its client needs numpy 1); skips the test where there is none."""
+    """The Python of openpi's own environment (its client needs numpy 1): `VLA_OPENPI_PYTHON`, else the one that the benchmarks made; skips
+    the test where there is none.
+    """
+    if python := os.environ.get("VLA_OPENPI_PYTHON"):
+        return python
     folder = Path(__file__).parents[1] / ".build" / "benchmarks" / "openpi"
     if not (folder / "ready").exists():
-        pytest.skip(f"openpi-client has no environment in {folder}: `make bench ARGS=serve` makes it")
+        pytest.skip(f"VLA_OPENPI_PYTHON names no Python with openpi-client, and {folder} is not there: `make bench ARGS=serve` makes it")
     return str(folder / "bin" / "python")

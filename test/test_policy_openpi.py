@@ -11,18 +11,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from policy_servers import FRANKA, STAMP_NS, TCP, Echo, foreign, observation, openpi_python, served
+from test_policy_checkpoint import LAYOUTS
+from test_policy_fuzz import QWEN
 from websockets.server import ServerProtocol
 from wire_fuzz import mutations
 
 from vla_ros.core.embodiment import load_embodiment
 from vla_ros.core.errors import DeviceError, PolicyError
 from vla_ros.core.rotations import matrix_to_rotvec, rotvec_to_matrix
-from vla_ros.core.types import Inference, SkillPlan
+from vla_ros.core.types import Inference, Prefix, SkillPlan
 from vla_ros.policies import load_policy
+from vla_ros.policies.checkpoint import CheckpointConfig, write_checkpoint
 from vla_ros.policies.foreign import letterbox
+from vla_ros.policies.network_policy import make_network
 from vla_ros.policies.openpi import OpenPi
 from vla_ros.policies.serving.wire import pack, unpack
+from vla_ros.policies.text import build_tokenizer
 
 ROOT = Path(__file__).parents[1]
 CHANNELS = [*TCP, "gripper.closed"]
@@ -81,6 +87,65 @@ def test_the_instant_and_the_plan_of_the_server_count():
         remote.close()
     assert answer.chunk.stamp_ns == STAMP_NS + 20_000_000
     assert answer.plan == SkillPlan(STAMP_NS + 20_000_000, ("pick",), 0, "pick", "step 1/1")
+
+
+def test_a_prefix_is_continued_at_vla_serve_as_here(tmp_path):
+    """Real-time chunking with a flow policy: the chunk is the local policy's with the same prefix and seed."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(["stay"])
+    network = {**QWEN, "vocabulary": tokenizer.get_vocab_size()}
+    config = CheckpointConfig("qwen_vla", "tiny", LAYOUTS, {"width": 64, "height": 48}, 16, 0.1, network)
+    write_checkpoint(tmp_path, config, make_network(config, "test").state_dict(), tokenizer)
+    here, there = (load_policy(str(tmp_path), FRANKA) for _ in range(2))
+    seen = observation()
+    rows = np.tile([*seen.proprioception.select(TCP), 1.0], (16, 1)) + 0.05
+    held = replace(seen, prefix=Prefix(STAMP_NS, 0.1, here.spec.channels, rows, np.where(np.arange(16) < 4, 1.0, 0.0)))
+    with served(there) as port:
+        remote = load_policy(f"openpi://127.0.0.1:{port}", FRANKA)
+        for asked in (held, seen, replace(held, prefix=replace(held.prefix, data=rows[:6], weights=np.ones(6)))):
+            here.reset()
+            remote.reset()
+            assert np.array_equal(remote.infer(asked).chunk.data, here.infer(asked).chunk.data)
+        here.reset()
+        free = here.infer(seen).chunk.data
+        remote.reset()
+        guided = remote.infer(held).chunk.data
+        assert np.abs(guided - rows)[:4, :6].mean() < np.abs(free - rows)[:4, :6].mean(), "it is continued"
+        with pytest.raises(PolicyError, match=r"a prefix every 0.2 s of tcp.x, .* does not continue these chunks"):
+            remote.infer(replace(held, prefix=replace(held.prefix, dt_s=0.2)))
+        remote.close()
+    here.reset()
+    assert np.array_equal(here.infer_batch([held, seen])[0].chunk.data, guided), "in a batch too"
+
+
+def test_a_foreign_server_gets_no_prefix():
+    asked = []
+
+    def answer(message):
+        asked.append(unpack(message))
+        return rows()
+
+    seen = observation()
+    with foreign(answer) as port:
+        client(port).infer(replace(seen, prefix=Prefix(STAMP_NS, 0.05, tuple(CHANNELS), np.zeros((8, 7)), np.ones(8))))
+    assert "prefix" not in asked[0] and "prefix_weights" not in asked[0]
+
+
+def test_a_server_that_comes_back_as_another_is_refused():
+    with served(Echo()) as port:
+        remote = load_policy(f"openpi://127.0.0.1:{port}", FRANKA)
+        remote.infer(observation())
+    remote.reset()  # as between two rollouts
+    with served(Echo(PIPER), port=port):
+        for _ in range(2):
+            with pytest.raises(PolicyError, match="serves another policy than before: embodiment is 'piper', was 'franka'") as refused:
+                remote.infer(observation())
+        assert refused.value.reason == "server"
+    with served(Echo(), port=port):
+        remote.reset()
+        assert remote.infer(observation()).chunk.data.shape == (4, 7)
+        remote.close()
 
 
 def test_a_foreign_server_gets_the_keys_of_openpi():
@@ -278,7 +343,7 @@ def test_without_options_the_server_must_say_what_it_does():
     with served(Echo(PIPER)) as port, pytest.raises(PolicyError, match="drives embodiment 'piper', this rig has 'franka'"):
         load_policy(f"openpi://127.0.0.1:{port}", FRANKA)
     told = {"protocol": "vla_ros/1", "system": "x", "embodiment": "franka", "cameras": [[]], "state": [], "channels": [], "horizon": 1}
-    with foreign(lambda message: rows(), pack(told)) as port, pytest.raises(PolicyError, match="metadata lacks dt_s, cameras"):
+    with foreign(lambda message: rows(), pack(told)) as port, pytest.raises(PolicyError, match="metadata lacks reads, dt_s, cameras"):
         load_policy(f"openpi://127.0.0.1:{port}", FRANKA)
 
 

@@ -42,7 +42,7 @@ def test_metadata_first_then_actions():
     spec = policy.spec
     assert told == {
         "protocol": "vla_ros/1", "system": "echo", "embodiment": "franka", "cameras": ["front", "wrist"], "state": list(TCP),
-        "channels": list(spec.channels), "horizon": 4, "dt_s": 0.1,
+        "channels": list(spec.channels), "horizon": 4, "dt_s": 0.1, "reads": ["prefix"],
     }  # fmt: skip
     assert np.array_equal(reply["actions"], np.tile(np.append(message()["state"], 0.0), (4, 1)))
     assert reply["stamp_ns"] == STAMP_NS and reply["server_timing"]["infer_ms"] >= 0
@@ -75,6 +75,10 @@ def test_a_plan_travels():
         ({"wrist": np.zeros((4, 4, 3), np.float32)}, "wrist is float32 [4, 4, 3], expected an image: uint8"),
         ({"wrist": np.zeros((0, 4, 3), np.uint8)}, "expected an image"),
         ({"stamp_ns": "now"}, "stamp_ns = 'now'"),
+        ({"prefix": np.zeros((4, 7))}, "prefix_weights is no array of finite float numbers [P]"),
+        ({"prefix": np.full((4, 7), np.nan), "prefix_weights": np.ones(4)}, "prefix is no array of finite float numbers [P, D]"),
+        ({"prefix": np.zeros((5, 7)), "prefix_weights": np.ones(5)}, "prefix [5, 7] with 5 prefix_weights, expected up to 4 rows of 7"),
+        ({"prefix": np.zeros((3, 7)), "prefix_weights": np.full(3, 2.0)}, "prefix_weights of 2 .. 2, expected 0 .. 1"),
         ({"prompt": "fail"}, "echo: ZeroDivisionError: division by zero in the policy"),
         (b"not msgpack", "are not a msgpack message"),
         ("text", "binary msgpack messages, not text"),

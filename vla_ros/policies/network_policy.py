@@ -74,6 +74,8 @@ class NetworkPolicy:
     @torch.no_grad()
     def infer_batch(self, observations: list[Observation]) -> list[Inference]:
         """Like `infer` for several observations at once; of a network with a history they must be of one rollout each."""
+        if len(observations) > 1 and any(observation.prefix is not None for observation in observations):
+            return [self.infer(observation) for observation in observations]  # each continues a chunk in its own way
         start = time.perf_counter()
         inputs, states = self.inputs(observations)
         rows = self.targets(self._network.predict(inputs), states)

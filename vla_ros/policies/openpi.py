@@ -12,7 +12,7 @@ from vla_ros.core.errors import DataError, DeviceError, PolicyError
 from vla_ros.core.types import ActionChunk, Inference, Observation, PolicySpec, SkillPlan
 from vla_ros.policies.foreign import ActionColumns, StateVector, frame_of, letterbox, option_cameras, option_names, option_number
 from vla_ros.policies.serving.connection import Connection
-from vla_ros.policies.serving.messages import ACTIONS, PROMPT, PROTOCOL, STAMP, STATE
+from vla_ros.policies.serving.messages import ACTIONS, PREFIX, PREFIX_WEIGHTS, PROMPT, PROTOCOL, STAMP, STATE
 from vla_ros.policies.serving.wire import pack
 
 # The keys of openpi's DROID policies, for servers that do not say theirs.
@@ -66,6 +66,8 @@ class OpenPi:
             state = ({STATE: told["state"]} if told["state"] else {}) if own else _droid_state(embodiment)
         self._state = _states(state, embodiment)
         self._prompt, self._reply, self._own = str(prompt), str(reply), own
+        overruled = any(option is not None for option in (channels, actions, dt_s))
+        self._continues = own and not overruled and PREFIX in told["reads"]
         needs = [name for vector in self._state.values() for name in vector.needs] + list(self._columns.needs)
         rows = int(option_number("horizon", told.get("horizon", _ROWS) if horizon is None else horizon, 1, 1000))
         period_s = option_number("dt_s", told["dt_s"] if dt_s is None else dt_s, 0.001, 10)
@@ -115,6 +117,10 @@ class OpenPi:
             message[key] = vector.of(observation.proprioception)
         if self._own:
             message[STAMP] = observation.stamp_ns
+        if self._continues and (prefix := observation.prefix) is not None:
+            if prefix.channels != self.spec.channels or abs(prefix.dt_s - self.spec.dt_s) > 1e-9:
+                raise PolicyError(f"a prefix every {prefix.dt_s:g} s of {', '.join(prefix.channels)} does not continue these chunks")
+            message |= {PREFIX: prefix.data, PREFIX_WEIGHTS: prefix.weights}
         return message
 
     def _ask_server(self, embodiment: Embodiment) -> Mapping[str, object]:
@@ -130,15 +136,28 @@ class OpenPi:
                 "give policy.options channels, actions (absolute or relative) and dt_s"
             )
         wrong = [key for key, kind in _TOLD.items() if not isinstance(told.get(key), kind)]
-        wrong += [key for key in ("cameras", "state", "channels") if not all(isinstance(name, str) for name in told.get(key) or ())]
+        wrong += [key for key in _NAMES if not all(isinstance(name, str) for name in told.get(key) or ())]
         if wrong:
             raise PolicyError(f"{self._connection.address}: its metadata lacks {', '.join(wrong)}, or holds something else there")
         if told["embodiment"] != embodiment.name:
             raise PolicyError(f"{self._connection.address} drives embodiment {told['embodiment']!r:.80}, this rig has {embodiment.name!r}")
+        self._connection.expect = lambda again: _check_same(again, told)
         return told
 
 
-_TOLD = {"system": str, "embodiment": str, "cameras": list, "state": list, "channels": list, "horizon": int, "dt_s": int | float}
+_NAMES = ("cameras", "state", "channels", "reads")
+_TOLD = {"system": str, "embodiment": str, **dict.fromkeys(_NAMES, list), "horizon": int, "dt_s": int | float}
+_SAME = ("protocol", "embodiment", *_NAMES, "dt_s")
+
+
+def _check_same(told: Mapping[str, object], before: Mapping[str, object]) -> None:
+    """A server that came back may run something else by now: its numbers would be taken for what they are not. Raises PolicyError."""
+    for key in _SAME:
+        if told.get(key) != before[key]:
+            raise PolicyError(
+                f"it serves another policy than before: {key} is {told.get(key)!r:.200}, was {before[key]!r:.200}; serve the "
+                "former one, or start the policy node again"
+            )
 
 
 def _droid_cameras(embodiment: Embodiment) -> dict[str, str]:

@@ -6,7 +6,7 @@ import contextlib
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
 from vla_ros.core.errors import DataError, NotInstalled, PolicyError
@@ -26,6 +26,8 @@ _SHOWN = 400
 class Connection:
     """Asks a server one question at a time; connects when there is something to ask. Not for several threads.
 
+    `expect` is called with what the server says about itself on each connection; it raises PolicyError for one that must not be asked.
+
     Args:
         server: `host:port`, `//host:port`, or a whole `ws://` or `wss://` address.
         timeout_s: longest wait for an answer, connecting included.
@@ -42,6 +44,7 @@ class Connection:
         self._socket: ClientConnection | None = None
         self._open = contextlib.ExitStack()
         self._metadata: Mapping[str, object] = {}
+        self.expect: Callable[[Mapping[str, object]], None] = lambda metadata: None
 
     def metadata(self) -> Mapping[str, object]:
         """Connects if need be; returns what the server said about itself. Raises PolicyError."""
@@ -89,6 +92,7 @@ class Connection:
         limit = struct.pack("ll", int(self._timeout_s), int(self._timeout_s % 1 * 1e6))
         self._socket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         self._metadata = self._receive(deadline_s)
+        self.expect(self._metadata)
 
     def _receive(self, deadline_s: float) -> Mapping[str, object]:
         data = self._socket.recv(timeout=max(0.0, deadline_s - time.monotonic()))

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from vla_ros.core.errors import DataError, did_you_mean
-from vla_ros.core.types import Frame, Inference, Observation, PolicySpec, Proprioception
+from vla_ros.core.types import Frame, Inference, Observation, PolicySpec, Prefix, Proprioception
 
 PROTOCOL = "vla_ros/1"
 STATE, PROMPT, ACTIONS, STAMP = "state", "prompt", "actions", "stamp_ns"
+PREFIX, PREFIX_WEIGHTS = "prefix", "prefix_weights"
 
 
 def metadata_of(spec: PolicySpec) -> dict[str, object]:
@@ -25,6 +26,7 @@ def metadata_of(spec: PolicySpec) -> dict[str, object]:
         "channels": list(spec.channels),
         "horizon": int(spec.horizon),
         "dt_s": float(spec.dt_s),
+        "reads": [PREFIX],
     }
 
 
@@ -33,7 +35,8 @@ def observation_of(message: object, spec: PolicySpec, number: int) -> Observatio
 
     Args:
         message: a mapping: for each camera of `spec` uint8 [H, W, 3] under its name, `state` [S] in the order of `spec.state`
-            (left out when the policy reads none), `prompt`, and `stamp_ns` if the client knows the instant.
+            (left out when the policy reads none), `prompt`, and `stamp_ns` if the client knows the instant. With real-time chunking
+            `prefix` [P, D] in the order of `spec.channels` and `prefix_weights` [P], see `core.types.Prefix`.
         spec: of the policy that will see it.
         number: of the message, for the frames.
 
@@ -43,7 +46,7 @@ def observation_of(message: object, spec: PolicySpec, number: int) -> Observatio
     if not isinstance(message, Mapping):
         raise DataError(f"an observation is a mapping, this is a {type(message).__name__}", "message")
     needed = {*spec.cameras, PROMPT, *([STATE] if spec.state else [])}
-    known = {*needed, STATE, STAMP}
+    known = {*needed, STATE, STAMP, PREFIX, PREFIX_WEIGHTS}
     for key in message:
         if key not in known:
             text = key if isinstance(key, str) else repr(key)
@@ -58,7 +61,7 @@ def observation_of(message: object, spec: PolicySpec, number: int) -> Observatio
         raise DataError(f"{PROMPT} is a {type(message[PROMPT]).__name__}, expected text", "message")
     frames = {name: Frame(stamp_ns, _image(name, message[name]), number, f"{name}_color_optical_frame") for name in spec.cameras}
     state = _state(message.get(STATE), spec) if spec.state else np.zeros(0)
-    return Observation(stamp_ns, frames, Proprioception(stamp_ns, spec.state, state), message[PROMPT])
+    return Observation(stamp_ns, frames, Proprioception(stamp_ns, spec.state, state), message[PROMPT], _prefix(message, stamp_ns, spec))
 
 
 def answer_of(inference: Inference, infer_s: float) -> dict[str, object]:
@@ -86,3 +89,18 @@ def _state(value: object, spec: PolicySpec) -> np.ndarray:
     if value.shape != (len(spec.state),):
         raise DataError(f"{STATE} has shape {list(value.shape)}, expected [{len(spec.state)}]: {names}", "message")
     return value
+
+
+def _prefix(message: Mapping[str, object], stamp_ns: int, spec: PolicySpec) -> Prefix | None:
+    if PREFIX not in message and PREFIX_WEIGHTS not in message:
+        return None
+    rows, weights = (message.get(key) for key in (PREFIX, PREFIX_WEIGHTS))
+    for key, value, axes in ((PREFIX, rows, 2), (PREFIX_WEIGHTS, weights, 1)):
+        if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or value.ndim != axes or not np.isfinite(value).all():
+            raise DataError(f"{key} is no array of finite float numbers {'[P, D]' if axes == 2 else '[P]'}", "message")
+    if rows.shape != (len(weights), len(spec.channels)) or not 1 <= len(rows) <= spec.horizon:
+        expected = f"up to {spec.horizon} rows of {len(spec.channels)}: {', '.join(spec.channels)}"
+        raise DataError(f"{PREFIX} {list(rows.shape)} with {len(weights)} {PREFIX_WEIGHTS}, expected {expected}", "message")
+    if weights.min() < 0 or weights.max() > 1:
+        raise DataError(f"{PREFIX_WEIGHTS} of {weights.min():g} .. {weights.max():g}, expected 0 .. 1", "message")
+    return Prefix(stamp_ns, spec.dt_s, spec.channels, rows.astype(np.float64), weights.astype(np.float64))

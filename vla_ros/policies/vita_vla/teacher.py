@@ -11,11 +11,12 @@ from torch import Tensor
 
 from vla_ros.core.errors import PolicyError
 from vla_ros.policies import find_checkpoint
-from vla_ros.policies.checkpoint import CONFIG, TOKENIZER, CheckpointConfig, read_config, read_tokenizer, read_weights
+from vla_ros.policies.checkpoint import CONFIG, TOKENIZER, CheckpointConfig, read_config, read_tokenizer
 from vla_ros.policies.layout import Layout
 from vla_ros.policies.network import Inputs
 from vla_ros.policies.network_policy import make_network
 from vla_ros.policies.vita_vla.seer import Seer
+from vla_ros.policies.weights import load_network
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -61,8 +62,7 @@ def load_teacher(
         raise PolicyError(f"{origin}: {problem}: {_FIX}")
     if tokenizer is not None and read_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
         raise PolicyError(f"{folder / TOKENIZER}: other words than the student's: {_FIX}")
-    network = make_network(config, origin)
-    read_weights(folder, network)
+    network = load_network(folder, lambda: make_network(config, origin))
     return Teacher(network.eval().requires_grad_(False), config.image, origin)
 
 
