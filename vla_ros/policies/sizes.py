@@ -19,42 +19,39 @@ _RANGES = {
 _LARGEST_PART = 1_000_000
 
 
-def read_values(
-    sizes: Mapping[str, object], readers: Mapping[str, str], own: Mapping[str, object], ranges: Mapping[str, tuple[int, int]]
+def read_keys(
+    sizes: Mapping[str, object], choice: str, table: Mapping[str, str], own: Mapping[str, object]
 ) -> tuple[type, dict[str, object]]:
-    """Returns the reader's class and every size with its default.
+    """Returns the class that `sizes[choice]` names in `table`, and every size with its default.
 
     Args:
         sizes: as the checkpoint or the policy file has them.
-        readers: where the class of each `backbone` is; its `SIZES` are valid keys too.
-        own: the system's keys and their defaults, among them `theta`.
-        ranges: least and largest of the system's other whole numbers. A broken file must end in a message, not in hours of building layers.
+        choice: key of the class; its `SIZES` are valid keys too.
+        table: where the classes are.
+        own: the system's keys and their defaults.
 
     Raises:
-        PolicyError: an unknown or missing key, or a value out of range.
+        PolicyError: an unknown or missing key.
     """
-    name = sizes.get("backbone")
-    if name not in list(readers):  # no import paths: a checkpoint must not choose which code runs
-        raise PolicyError(f"network.backbone = {name!r:.80}; {did_you_mean(str(name), readers)}")
-    reader = load_device(readers, str(name))
-    defaults = {**reader.SIZES, **own}
+    name = sizes.get(choice)
+    if name not in list(table):  # no import paths: a checkpoint must not choose which code runs
+        raise PolicyError(f"network.{choice} = {name!r:.80}; {did_you_mean(str(name), table)}")
+    chosen = load_device(table, str(name))
+    defaults = {**chosen.SIZES, **own, choice: REQUIRED}
     for key in sizes:
         if key not in defaults:
             raise PolicyError(f"network has unknown key {key!r}; {did_you_mean(str(key), defaults)}")
     values = {**defaults, **sizes}
     if missing := [key for key, value in values.items() if value is REQUIRED]:
         raise PolicyError(f"network lacks {', '.join(missing)}")
-    _check_ranges(values, ranges)
-    return reader, values
+    return chosen, values
 
 
-def _check_ranges(values: Mapping[str, object], ranges: Mapping[str, tuple[int, int]]) -> None:
-    for key, (least, largest) in {**_RANGES, **ranges}.items():
+def check_ranges(values: Mapping[str, object], ranges: Mapping[str, tuple[int, int]]) -> None:
+    """Raises PolicyError for a number out of its range: a broken file must end in a message, not in hours of building layers."""
+    for key, (least, largest) in ranges.items():
         if key in values and (type(values[key]) is not int or not least <= values[key] <= largest):
             raise PolicyError(f"network.{key} = {values[key]!r:.80}, expected a whole number {least} .. {largest}")
-    theta = values["theta"]
-    if type(theta) not in (int, float) or not math.isfinite(theta) or theta <= 1:
-        raise PolicyError(f"network.theta = {theta!r:.80}, expected a number above 1")
     for part in ("text", "vision"):
         sizes = values.get(part, {})
         if not isinstance(sizes, dict):
@@ -63,6 +60,22 @@ def _check_ranges(values: Mapping[str, object], ranges: Mapping[str, tuple[int, 
             largest = 256 if "layers" in str(key) or key == "depth" else _LARGEST_PART
             if isinstance(value, int | float) and not 0 <= value <= largest:
                 raise PolicyError(f"network.{part}.{key} = {value!r:.80}, expected 0 .. {largest}")
+
+
+def read_values(
+    sizes: Mapping[str, object], readers: Mapping[str, str], own: Mapping[str, object], ranges: Mapping[str, tuple[int, int]]
+) -> tuple[type, dict[str, object]]:
+    """Like `read_keys`, of a system with a `backbone` and `theta`, checked.
+
+    Args:
+        ranges: least and largest of the system's own whole numbers.
+    """
+    reader, values = read_keys(sizes, "backbone", readers, own)
+    check_ranges(values, {**_RANGES, **ranges})
+    theta = values["theta"]
+    if type(theta) not in (int, float) or not math.isfinite(theta) or theta <= 1:
+        raise PolicyError(f"network.theta = {theta!r:.80}, expected a number above 1")
+    return reader, values
 
 
 def check_fits(layout: Layout, values: Mapping[str, object]) -> None:

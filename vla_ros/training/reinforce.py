@@ -8,15 +8,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from safetensors import SafetensorError
 
-from vla_ros.core.errors import ConfigError, DataError
+from vla_ros.core.errors import ConfigError
 from vla_ros.policies import find_checkpoint
 from vla_ros.policies.checkpoint import CheckpointConfig, read_tokenizer, write_checkpoint
 from vla_ros.policies.weights import read_weights
 from vla_ros.training.closed_loop import Result, run_scenes
 from vla_ros.training.curves import Log, Panel
+from vla_ros.training.failures import told
 from vla_ros.training.progress import Progress
 from vla_ros.training.provenance import provenance
 from vla_ros.training.reinforce_config import ReinforcementConfig, Task
@@ -53,17 +52,9 @@ def reinforce(config: ReinforcementConfig, out: Path, resume: bool = False) -> l
     """
     run = Run(config, out, resume)
     try:
-        run.learn()
-        return run.compare()
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise DataError(
-            f"out of memory ({error}): lower rollout.episodes (now {config.rollout.episodes}), then --resume; "
-            f"{out / 'latest'} holds the last good checkpoint"
-        ) from error
-    except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"{out}: cannot write ({error}); free some space, then --resume. {out / 'latest'} holds the last good checkpoint"
-        ) from error
+        with told(out, f"rollout.episodes (now {config.rollout.episodes})"):
+            run.learn()
+            return run.compare()
     finally:
         run.fleet.close()
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from vla_ros.core.embodiment import load_embodiment
-from vla_ros.core.errors import DataError
 from vla_ros.policies.layout import layout_for
 from vla_ros.training.closed_loop import Result
 from vla_ros.training.collect import collect
 from vla_ros.training.config import TrainingConfig
 from vla_ros.training.dataset import Demonstrations
+from vla_ros.training.failures import told
 from vla_ros.training.processes import start_processes
 from vla_ros.training.run import Run
 from vla_ros.training.sources import Source
@@ -41,18 +40,9 @@ def train(config: TrainingConfig, data: Path, out: Path, resume: bool = False) -
     torch.manual_seed(config.optimisation.seed)
     run = Run(config, demonstrations, out, resume, processes)
     torch.manual_seed(config.optimisation.seed + processes.process_index)  # the same weights, then noise of their own
-    try:
+    with told(out, f"optimisation.batch (now {config.optimisation.batch})"):
         run.train()
         return run.finish() if processes.is_main_process else {}
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise DataError(
-            f"out of memory ({error}): lower optimisation.batch (now {config.optimisation.batch}), then --resume; "
-            f"{out / 'latest'} holds the last good checkpoint"
-        ) from error
-    except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"{out}: cannot write ({error}); free some space, then --resume. {out / 'latest'} holds the last good checkpoint"
-        ) from error
 
 
 def open_source(config: TrainingConfig, source: Source, data: Path) -> Demonstrations:
