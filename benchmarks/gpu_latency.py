@@ -29,14 +29,12 @@ def observation(config: object, device: str) -> object:
     """A random observation of the policy's first embodiment, [1, ...]."""
     import torch
 
-    from vla_ros.policies.layout import POSE_FEATURES
     from vla_ros.policies.network import Inputs
 
     name, layout = next(iter(config.layouts.items()))
-    width = sum((POSE_FEATURES if arm.pose else arm.motion) + 1 for arm in layout.arms)
     size = len(layout.cameras), 3, config.image["height"], config.image["width"]
     tokens = torch.randint(2, 1000, (1, int(config.network["text_length"])), device=device)
-    return Inputs(name, torch.rand(1, *size, device=device) * 2 - 1, torch.zeros(1, width, device=device), tokens)
+    return Inputs(name, torch.rand(1, *size, device=device) * 2 - 1, torch.zeros(1, layout.feature_count, device=device), tokens)
 
 
 def median_ms(run: Callable[[], object]) -> float:

@@ -20,7 +20,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import atomic_vla, cameras, ensemble, flow_cache, rig_load, robots, round_trip, serve  # noqa: E402  the root is not on the path of a script in a folder
+from benchmarks import atomic_vla, cameras, ensemble, flow_cache, rig_load, robots, round_trip, serve, skill_memory  # noqa: E402  the root is not on the path of a script in a folder
 
 SCRATCH = ROOT / ".build" / "benchmarks"
 
@@ -43,6 +43,7 @@ BENCHMARKS: dict[str, tuple[Callable[[], dict[str, float]], list[Promise]]] = {
         [Promise("k12_over_k1", atomic_vla.ACT_LIMIT, 1.0), Promise("selected_over_dense", atomic_vla.DENSE_LIMIT, 0.2)],
     ),
     "atomic_think": (atomic_vla.measure_think, [Promise("ratio", atomic_vla.THINK_LIMIT, 0.7)]),
+    "skill_memory": (skill_memory.measure, [Promise("retrieval_ms", skill_memory.LIMIT_MS, skill_memory.LIMIT_MS)]),
     "serve": (lambda: serve.measure(SCRATCH), [Promise("ratio_p50", 1.0, 0.9)]),
     "cameras": (lambda: cameras.measure(SCRATCH / "cameras"), [Promise("frames_lost", 0, 0), Promise("end_told_s", 0.5, 0.3)]),
     "robots": (

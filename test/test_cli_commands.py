@@ -29,9 +29,9 @@ def test_help_names_every_command():
         assert f" {command} " in result.stdout
 
 
-@pytest.mark.parametrize("command", ["up", "rollout", "demo", "eval", "train", "policy", "serve"])
+@pytest.mark.parametrize("command", ["up", "rollout", "demo", "eval", "train", "policy", "skill memory", "serve"])
 def test_help_of_a_command_has_examples(command):
-    result = vla(command, "--help")
+    result = vla(*command.split(), "--help")
     assert result.returncode == 0
     assert "Examples" in result.stdout and f"vla {command} " in result.stdout
 

@@ -25,6 +25,7 @@ PAPER = {
     ("vita_vla", "paper_libero"): ("mapper", 1.672e6),
     ("seer", "paper"): ("transformer", 12 * 12 * 1024**2),
     ("seer", "paper_libero"): ("transformer", 12 * 12 * 384**2),
+    ("mol_msm_vla", "paper"): ("", 1.555e9),
 }
 
 
@@ -68,6 +69,18 @@ def test_the_teacher_fits_its_student():
         assert teacher.network["width"] == student.network["teacher_width"]
         same = ("window", "text_length", "text_width", "keypoints", "vocabulary")
         assert [teacher.network.get(key) for key in same] == [student.network.get(key) for key in same]
+
+
+def test_mol_msm_vla_trains_a_head_as_wide_as_its_backbone():
+    """0.3 B +- 15 %: 24 blocks, one a layer, of 16 d^2 weights at the language model's width d = 896; all else is small beside them."""
+    out = CliRunner().invoke(app, ["policy", "describe", "mol_msm_vla", "--preset", "paper", "--json"])
+    described = json.loads(out.output)
+    modules, trainable = described["modules"], described["trainable"]["skills"]
+    assert trainable == pytest.approx(0.3e9, rel=0.15)
+    assert trainable == described["parameters"] - modules["backbone"]
+    assert modules["head.blocks"] == pytest.approx(24 * 16 * 896**2, rel=0.02) and modules["head.blocks"] > 0.98 * trainable
+    assert modules["(own)"] == 64 * 896 and modules["backbone.vlm.language"] == pytest.approx(0.494e9, rel=0.01)
+    assert described["trainable"]["pretrain"] == described["parameters"]
 
 
 def test_the_tiny_preset_of_qwen_vla_is_what_its_training_trains():

@@ -36,12 +36,17 @@ VITA = {
     "backbone": "convolutional", "text_length": 8, "text_width": 16, "keypoints": 4, "teacher_width": 16, "window": 2,
     "text": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1},
 }  # fmt: skip
-SYSTEMS = {"robovlms": NETWORK, "qwen_vla": QWEN, "atomic_vla": ATOMIC, "seer": SEER, "vita_vla": VITA}
+MOL_MSM = {
+    "backbone": "layered", "text_length": 8, "text_width": 16, "hidden_size": 16, "layers": 2, "heads": 2, "keypoints": 4, "queries": 2,
+    "head_heads": 2, "memory": 8, "retrieved": 2,
+}  # fmt: skip
+SYSTEMS = {"robovlms": NETWORK, "qwen_vla": QWEN, "atomic_vla": ATOMIC, "seer": SEER, "vita_vla": VITA, "mol_msm_vla": MOL_MSM}
+ROBOTS = {"mol_msm_vla": ("franka",)}  # which drive one robot
 VALUES = [
     None, True, -1, 0, 5.5, 1e300, float("nan"), float("inf"), 10**9, 10**30, "", "\ud800", "x" * 5000, [], {}, [[]], {"a": {}},
     "canary:run", "canary", 8192, "torch:save",
 ]  # fmt: skip
-CONFIGS, WEIGHTS, TOKENIZERS, YAMLS = 100, 50, 20, 200  # of each system; of all YAML files
+CONFIGS, WEIGHTS, TOKENIZERS, MEMORIES, YAMLS = 100, 50, 20, 50, 200  # of each system; of all YAML files
 
 
 @pytest.fixture(scope="module", params=SYSTEMS)
@@ -51,9 +56,14 @@ def checkpoint(request, tmp_path_factory):
     torch.manual_seed(0)
     tokenizer = build_tokenizer([SENTENCE])
     network = dict(SYSTEMS[request.param], vocabulary=tokenizer.get_vocab_size())
-    config = CheckpointConfig(request.param, "tiny", LAYOUTS, {"width": 64, "height": 48}, 16, 0.1, network)
+    layouts = {name: LAYOUTS[name] for name in ROBOTS.get(request.param, LAYOUTS)}
+    config = CheckpointConfig(request.param, "tiny", layouts, {"width": 64, "height": 48}, 16, 0.1, network)
     folder = tmp_path_factory.mktemp(request.param)
-    write_checkpoint(folder, config, make_network(config, "test").state_dict(), tokenizer)
+    made = make_network(config, "test")
+    write_checkpoint(folder, config, made.state_dict(), tokenizer)
+    if request.param == "mol_msm_vla":
+        made.memory.push(torch.randn(5, 48), torch.rand(5, 16, 7), torch.arange(5))
+        made.save_memory(folder)
     return folder, {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -115,9 +125,14 @@ def attempt(folder, name):
             assert str(folder) in str(error), f"{name} is not named: {error}"
 
 
-@pytest.mark.parametrize(("name", "count"), [("config.json", CONFIGS), ("model.safetensors", WEIGHTS), ("tokenizer.json", TOKENIZERS)])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("config.json", CONFIGS), ("model.safetensors", WEIGHTS), ("tokenizer.json", TOKENIZERS), ("memory.safetensors", MEMORIES)],
+)
 def test_a_damaged_checkpoint_loads_or_is_named(checkpoint, name, count):
     folder, files = checkpoint
+    if name not in files:
+        return  # this system has no such file
     rng = random.Random(name)
     for _ in range(count):
         if name.endswith(".json") and rng.random() < 0.8:

@@ -72,6 +72,24 @@ def test_every_input_counts_and_padding_does_not(name):
 
 
 @needs_transformers
+@pytest.mark.parametrize("name", DECODER_ONLY)
+def test_states_of_the_layers_are_the_model_s_and_queries_are_seen_by_nothing_else(name):
+    backbone = make(name).eval()
+    images, _, tokens, cameras = observation()
+    with torch.no_grad():
+        whole = backbone.encode(images, None, tokens, cameras, layers=True)
+        states = backbone.read_layers(images, tokens, cameras, backbone.lrn[None])
+        others = backbone.read_layers(images, tokens, cameras, torch.randn(3, backbone.hidden_size))
+    assert backbone.depth == len(states.seen) == len(states.queries) == len(whole.layers) - 1
+    for layer, seen, queries, again in zip(whole.layers[1:], states.seen, states.queries, others.seen, strict=True):
+        assert torch.equal(seen, layer[:, :-1]) and torch.equal(queries, layer[:, -1:])
+        torch.testing.assert_close(again, seen, rtol=0, atol=1e-5)
+    assert others.queries[0].shape == (2, 3, backbone.hidden_size)
+    assert torch.equal(states.mask, whole.mask[:, :-1]) and torch.equal(states.visual, whole.visual)
+    assert states.mask[:, states.patches].all() and states.patches.sum() % 2 == 0 and 0 < states.patches.sum() <= len(states.patches) - 6
+
+
+@needs_transformers
 @pytest.mark.parametrize("name", [*DECODER_ONLY, "idefics"])
 def test_bfloat16_is_the_same_but_for_rounding(name):
     backbone = make(name).eval()

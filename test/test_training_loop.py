@@ -117,6 +117,21 @@ def test_batches_are_normalised_and_draw_by_stage(folder, config):
     assert batch.objects[:, :5].isfinite().all() and batch.objects[:, 5:].isnan().all()
 
 
+def test_batches_number_the_episodes_of_all_sources(folder, config):
+    data, again = (Demonstrations(folder / "franka", LAYOUT, (1.0, 1.0, 1.0)) for _ in range(2))
+    tokenizer = build_tokenizer(all_training_sentences(data.instructions()))
+    reader = Reader(tokenizer, 24, lambda layout, sentence: sentence)
+    same_robot_twice = Batches([data, again], [1.0, 1.0], reader, config.augmentation, 0)
+    seen = [same_robot_twice.next(16) for _ in range(20)]
+    assert all(batch.episode.dtype == torch.int64 and batch.episode.shape == (16,) for batch in seen)
+    firsts = {int(batch.episode.min()) // 30 for batch in seen}
+    assert firsts == {0, 1} and all(int(batch.episode.min()) // 30 == int(batch.episode.max()) // 30 for batch in seen)
+    for batch in seen:  # where the block was is the same within an episode, and in no other
+        places = {int(number): batch.objects[batch.episode == number, 0] for number in batch.episode.unique()}
+        assert all((place == place[0]).all() for place in places.values())
+        assert len({tuple(place[0].tolist()) for place in places.values()}) == len(places)
+
+
 def test_demonstrations_of_another_robot_are_named(folder):
     aloha = layout_for(load_embodiment("aloha"), ("front", "left_wrist", "right_wrist"))
     with pytest.raises(DataError, match="2 cameras, 7 channels; aloha has 3 and 14"):

@@ -13,8 +13,8 @@ from typer.core import TyperGroup
 from vla_ros.cli import environment
 from vla_ros.core.errors import VlaError
 
-# command -> module of vla_ros.cli that holds a function of the same name
-COMMANDS = ("doctor", "cameras", "up", "rollout", "demo", "train", "reinforce", "eval", "policy", "serve")
+# command -> module of vla_ros.cli that holds a function of the same name, or a typer application with commands of its own
+COMMANDS = ("doctor", "cameras", "up", "rollout", "demo", "train", "reinforce", "eval", "policy", "skill", "serve")
 
 
 class LazyGroup(TyperGroup):
@@ -26,8 +26,13 @@ class LazyGroup(TyperGroup):
     def get_command(self, ctx: typer.Context, cmd_name: str):
         if cmd_name not in COMMANDS:
             return None
+        found = getattr(import_module(f"vla_ros.cli.{cmd_name}"), cmd_name)
+        if isinstance(found, typer.Typer):
+            group = typer.main.get_command(found)
+            group.name = cmd_name
+            return group
         single = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
-        single.command(cmd_name)(getattr(import_module(f"vla_ros.cli.{cmd_name}"), cmd_name))
+        single.command(cmd_name)(found)
         return typer.main.get_command(single)
 
 

@@ -21,10 +21,12 @@ SYSTEMS = {
     "atomic_vla": "vla_ros.policies.atomic_vla.network:AtomicVla",
     "seer": "vla_ros.policies.vita_vla.seer:Seer",
     "vita_vla": "vla_ros.policies.vita_vla.network:VitaVla",
+    "mol_msm_vla": "vla_ros.policies.mol_msm.network:MolMsm",
 }
 # What runs: a system that is not here is run by `_NETWORK`.
 POLICIES = {
     "atomic_vla": "vla_ros.policies.atomic_vla.policy:AtomicPolicy",
+    "mol_msm_vla": "vla_ros.policies.mol_msm.policy:MolMsmPolicy",
     "replay": "vla_ros.policies.replay:Replay",
     "script": "vla_ros.sim.script:ScriptPolicy",
     "openpi": "vla_ros.policies.openpi:OpenPi",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vla_ros.core.errors import PolicyError, did_you_mean
-from vla_ros.policies.layout import POSE_FEATURES, Layout
+from vla_ros.policies.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,7 @@ def shared_columns(groups: Mapping[str, tuple[tuple[str, ...], int]]) -> Columns
 
 def state_columns(layouts: Mapping[str, Layout]) -> Columns:
     """Columns of the normalised features."""
-    return shared_columns({
-        name: (layout.state, sum((POSE_FEATURES if arm.pose else arm.motion) + 1 for arm in layout.arms))
-        for name, layout in layouts.items()
-    })  # fmt: skip
+    return shared_columns({name: (layout.state, layout.feature_count) for name, layout in layouts.items()})
 
 
 def action_columns(layouts: Mapping[str, Layout]) -> Columns:

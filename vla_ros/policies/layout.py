@@ -74,6 +74,11 @@ class Layout:
         """bool [D]: the columns that are open (-1) or closed (1) and nothing between."""
         return np.isin(np.arange(len(self.channels)), [arm.gripper for arm in self.arms])
 
+    @property
+    def feature_count(self) -> int:
+        """F, the width of `features`."""
+        return sum((POSE_FEATURES if arm.pose else arm.motion) + 1 for arm in self.arms)
+
     def features(self, state: np.ndarray) -> np.ndarray:
         """[..., S] as measured -> [..., F]: poses without their wrap at pi, joints and finger openings as they are."""
         parts = []
@@ -112,10 +117,9 @@ class Layout:
 
     def statistics(self, horizon: int, origin: str) -> tuple[Quantiles, Quantiles]:
         """Returns (state [F], action [T, D]). Raises PolicyError that names `origin` when they are missing or misshapen."""
-        width = sum((POSE_FEATURES if arm.pose else arm.motion) + 1 for arm in self.arms)
         owner = f"{origin}: layouts.{self.embodiment}.normalization"
         return (
-            Quantiles.from_json(self.normalization.get("state"), (width,), f"{owner}.state"),
+            Quantiles.from_json(self.normalization.get("state"), (self.feature_count,), f"{owner}.state"),
             Quantiles.from_json(self.normalization.get("action"), (horizon, len(self.channels)), f"{owner}.action"),
         )
 

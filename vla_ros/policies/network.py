@@ -49,12 +49,13 @@ class Batch(Inputs):
     """Training samples: `actions` float [B, T, D] in [-1, 1] (grippers -1 | 1).
 
     `objects` [B, O, 3] (NaN where an object is not on the table) and `roles` int64 [B, 2] (what to move, where to) serve the auxiliary
-    losses of small backbones.
+    losses of small backbones. `episode` int64 [B] numbers the demonstrations, over all embodiments.
     """
 
     actions: Tensor | None = None
     objects: Tensor | None = None
     roles: Tensor | None = None
+    episode: Tensor | None = None
 
 
 class Network(Protocol):
@@ -64,6 +65,7 @@ class Network(Protocol):
     A network with a history has `window: int` besides, see `Inputs`. One that is trained in stages has `STAGES`, a mapping by name, and
     `configure_stage(stage: str, tokenizer: Tokenizer) -> None`, which says what learns (`requires_grad`) and raises ConfigError for a stage
     that it does not have, and may have `whole_trajectories: bool`: its batches have no images and actions to the end of the episode.
+    One that keeps more than weights has `save_memory(folder)` and `load_memory(folder)`, of a checkpoint; the latter raises PolicyError.
     """
 
     visual_size: int

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from vla_ros.core.devices import load_device
 from vla_ros.core.errors import PolicyError, did_you_mean
-from vla_ros.policies.layout import POSE_FEATURES, Layout
+from vla_ros.policies.layout import Layout
 from vla_ros.policies.vlms.backbone import REQUIRED
 
 # Of every backbone, and of what all systems have.
@@ -65,14 +65,14 @@ def check_ranges(values: Mapping[str, object], ranges: Mapping[str, tuple[int, i
 def read_values(
     sizes: Mapping[str, object], readers: Mapping[str, str], own: Mapping[str, object], ranges: Mapping[str, tuple[int, int]]
 ) -> tuple[type, dict[str, object]]:
-    """Like `read_keys`, of a system with a `backbone` and `theta`, checked.
+    """Like `read_keys`, of a system with a `backbone`, checked.
 
     Args:
         ranges: least and largest of the system's own whole numbers.
     """
     reader, values = read_keys(sizes, "backbone", readers, own)
     check_ranges(values, {**_RANGES, **ranges})
-    theta = values["theta"]
+    theta = values.get("theta", 10_000.0)
     if type(theta) not in (int, float) or not math.isfinite(theta) or theta <= 1:
         raise PolicyError(f"network.theta = {theta!r:.80}, expected a number above 1")
     return reader, values
@@ -80,7 +80,6 @@ def read_values(
 
 def check_fits(layout: Layout, values: Mapping[str, object]) -> None:
     """Raises PolicyError where `channels`, or a `state_width` above 0, is too small for a robot."""
-    features = sum((POSE_FEATURES if arm.pose else arm.motion) + 1 for arm in layout.arms)
-    for key, needed in (("channels", len(layout.channels)), ("state_width", features if values["state_width"] else 0)):
+    for key, needed in (("channels", len(layout.channels)), ("state_width", layout.feature_count if values["state_width"] else 0)):
         if needed > values[key]:
             raise PolicyError(f"network.{key} = {values[key]}: {layout.embodiment} has {needed}; raise it")

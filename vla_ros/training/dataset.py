@@ -153,6 +153,7 @@ class Batches:
         self._window, self._whole = window, whole
         self._turns, self._rng = np.random.default_rng(seed), np.random.default_rng([seed, process])
         self._shares = np.array(shares) / np.sum(shares)
+        self._first_episode = np.cumsum([0, *(len(source.episodes) for source in sources)])
         sentences = {instruction for source in sources for instruction in source.instructions()}
         self._kept = [number for sentence in sentences for words in keywords(sentence) for number in reader.tokenizer.encode(words).ids]
 
@@ -174,6 +175,7 @@ class Batches:
             actions=_tensor(data.trajectories(indices) if self._whole else data.actions[indices]),
             objects=_tensor((data.objects[indices] - data.object_mean) / data.object_spread_m),
             roles=torch.from_numpy(np.stack([episode.roles for episode in episodes])),
+            episode=torch.from_numpy(data.owner[indices] + self._first_episode[self._sources.index(data)]),
         )
 
     def _disturbed(self, data: Demonstrations, state: np.ndarray) -> np.ndarray:

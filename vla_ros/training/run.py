@@ -54,6 +54,8 @@ class Run:
         self.trainer = Trainer(Objective(network, config.loss), config.optimisation, processes)
         if resume:
             self.trainer.load(out)
+            if hasattr(network, "load_memory"):
+                network.load_memory(out / "latest")
         self.reader = Reader(self.tokenizer, int(config.network["text_length"]), self.prompt)
         self.validation = Validation(demonstrations, self.batches, config.optimisation.batch, config.optimisation.seed)
 
@@ -100,6 +102,8 @@ class Run:
         """Writes the state to resume from and the checkpoint `latest`."""
         self.trainer.save(self.out)
         write_checkpoint(self.out / "latest", self.checkpoint_config(**self.made()), self.trainer.averaged_network(), self.tokenizer)
+        if hasattr(network := self.trainer.objective.network, "save_memory"):
+            network.save_memory(self.out / "latest")
         log.draw()
 
     def check(self, progress: Progress, log: Log) -> None:

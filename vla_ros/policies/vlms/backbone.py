@@ -28,6 +28,24 @@ class Encoding(NamedTuple):
     layers: tuple[Tensor, ...] | None = None
 
 
+class LayerStates(NamedTuple):
+    """What each layer of a backbone made of an observation and of learnable queries behind it, which nothing else sees.
+
+    Args:
+        seen: [B, N, hidden_size] after each layer: pictures and words, without the queries.
+        queries: [B, N_q, hidden_size] after each layer.
+        mask: bool [B, N], False at padding.
+        patches: bool [N]: which are of pictures.
+        visual: as in `Encoding`.
+    """
+
+    seen: tuple[Tensor, ...]
+    queries: tuple[Tensor, ...]
+    mask: Tensor
+    patches: Tensor
+    visual: Tensor | None
+
+
 class Backbone(Protocol):
     """A `torch.nn.Module` besides.
 

@@ -28,9 +28,15 @@ class TextEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        padding = tokens == PAD_ID
-        words = self.layer(self.embed(tokens) + self.position[: tokens.shape[1]], src_key_padding_mask=padding)
-        scores = (words @ self.query.T).masked_fill(padding.unsqueeze(-1), float("-inf"))
+        return self.pool(self.words(tokens), tokens)
+
+    def words(self, tokens: Tensor) -> Tensor:
+        """[B, L] -> [B, L, width]."""
+        return self.layer(self.embed(tokens) + self.position[: tokens.shape[1]], src_key_padding_mask=tokens == PAD_ID)
+
+    def pool(self, words: Tensor, tokens: Tensor) -> Tensor:
+        """[B, L, width] -> [B, width]."""
+        scores = (words @ self.query.T).masked_fill((tokens == PAD_ID).unsqueeze(-1), float("-inf"))
         slices = words.unflatten(-1, (self.query.shape[0], -1))
         return self.norm((scores.softmax(1).unsqueeze(-1) * slices).sum(1).flatten(1))
 
@@ -71,18 +77,23 @@ class CameraEncoder(nn.Module):
         self.residual = nn.ModuleList([nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1)])
         self.films = nn.ModuleList([Film(text_width, channels) for channels in (32, 64, 64)])
         self.keypoints = nn.Conv2d(64, keypoints, 1)
-        self.width = 2 * keypoints + 64
+        self.features_width = 64
+        self.width = 2 * keypoints + self.features_width
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):  # no normalisation follows: keep the signal's size from layer to layer
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
 
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        x = self.look(image, text)
+        return torch.cat([spatial_softmax(self.keypoints(x)), x.float().mean((2, 3))], dim=-1)
+
+    def look(self, image: Tensor, text: Tensor) -> Tensor:
+        """Returns the features [B, 64, H / 8, W / 8]."""
         x = functional.relu(self.stem(image))
         x = functional.relu(self.films[0](self.widen(x), text))
         x = functional.relu(self.films[1](self.down(x), text))
-        x = functional.relu(x + self.films[2](self.residual[1](functional.relu(self.residual[0](x))), text))
-        return torch.cat([spatial_softmax(self.keypoints(x)), x.float().mean((2, 3))], dim=-1)
+        return functional.relu(x + self.films[2](self.residual[1](functional.relu(self.residual[0](x))), text))
 
 
 class TrunkBlock(nn.Module):

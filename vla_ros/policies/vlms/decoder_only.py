@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vla_ros.policies.text import PAD_ID
-from vla_ros.policies.vlms.backbone import Encoding
+from vla_ros.policies.vlms.backbone import Encoding, LayerStates
 from vla_ros.policies.vlms.pixels import Pixels, prepare
 from vla_ros.policies.vlms.presets import SIZES, load_model
 
@@ -62,6 +62,21 @@ class DecoderOnly(nn.Module, ABC):
         output = self._run(parts, output_hidden_states=layers)
         sequence = output.last_hidden_state.float()
         return Encoding(sequence[:, -1], visual, sequence, _mask(parts), output.hidden_states if layers else None)
+
+    def read_layers(self, images: Tensor, tokens: Tensor, cameras: tuple[str, ...], queries: Tensor) -> LayerStates:
+        """Returns the states of all `depth` layers; see `encode`, and `queries` [N_q, hidden_size] take the place of [LRN]."""
+        features = self._look(images)
+        parts = [*self._views(features, 0), self._words(tokens, 0)]
+        mask = _mask(parts)
+        count = mask.shape[1]
+        of_pictures = [part.grid is not None for part in parts for _ in range(part.mask.shape[1])]
+        asking = queries.expand(len(tokens), -1, -1)
+        parts.append(Part(asking, mask.new_ones(asking.shape[:2]), 1))
+        states = [layer.float() for layer in self._run(parts, output_hidden_states=True).hidden_states[1:]]
+        return LayerStates(
+            tuple(layer[:, :count] for layer in states), tuple(layer[:, count:] for layer in states),
+            mask, torch.tensor(of_pictures, device=mask.device), self._pooled(features, cameras),
+        )  # fmt: skip
 
     def interleave(self, images: Tensor, state: Tensor | None, tokens: Tensor, cameras: tuple[str, ...]) -> Encoding:
         """See `backbone.Backbone`."""
@@ -169,6 +184,11 @@ class DecoderOnly(nn.Module, ABC):
         return self._embedding()(ids)
 
     # What the families differ in.
+
+    @property
+    def depth(self) -> int:
+        """Layers of the language model."""
+        return self.vlm.config.get_text_config().num_hidden_layers
 
     def _load(self, sizes: Mapping[str, object], vocabulary_head: bool) -> None:
         """Sets `vlm` and `lm_head`."""

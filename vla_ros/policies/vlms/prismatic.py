@@ -86,6 +86,11 @@ class Prismatic(DecoderOnly):
             raise PolicyError(f"{path}: no such file; it holds the projector's six tensors 0.weight .. 4.bias")
         self.vlm["projector"].load_state_dict(load_file(path))
 
+    @property
+    def depth(self) -> int:
+        """Layers of the language model."""
+        return self.vlm["language"].config.num_hidden_layers
+
     def _embedding(self) -> nn.Embedding:
         return self.vlm["language"].get_input_embeddings()
 
