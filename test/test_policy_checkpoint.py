@@ -14,7 +14,7 @@ from vla_ros.core.embodiment import load_embodiment
 from vla_ros.core.errors import PolicyError
 from vla_ros.core.types import Frame, Observation, Proprioception
 from vla_ros.policies import load_policy
-from vla_ros.policies.checkpoint import CheckpointConfig, write_checkpoint
+from vla_ros.policies.checkpoint import CheckpointConfig, copy_checkpoint, write_checkpoint
 from vla_ros.policies.layout import layout_for
 from vla_ros.policies.network_policy import make_network
 from vla_ros.policies.normalization import Quantiles
@@ -287,3 +287,14 @@ def test_unknown_checkpoint_lists_what_there_is(folder):
         load(folder)
     with pytest.raises(PolicyError, match="did you mean 'robovlms_franka'"):
         load("robovlms_frank")
+
+
+def test_a_copy_does_not_touch_what_somebody_has_open(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder, content in ((old, b"old"), (new, b"newer")):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(content)
+    with (old / "model.safetensors").open("rb") as opened:
+        copy_checkpoint(new, old)
+        assert opened.read() == b"old", "a running policy has its weights mapped"
+    assert (old / "model.safetensors").read_bytes() == b"newer" and [path.name for path in old.iterdir()] == ["model.safetensors"]

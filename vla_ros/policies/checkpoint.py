@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -132,6 +133,18 @@ def write_checkpoint(folder: Path, config: CheckpointConfig, weights: dict[str, 
     finally:
         for path in new.values():
             path.unlink(missing_ok=True)
+
+
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """Copies every file of a checkpoint, each whole or not at all: whoever runs the one in `target` has its weights mapped into memory."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        new = target / f".{path.name}.new"
+        try:
+            shutil.copyfile(path, new)
+            new.replace(target / path.name)
+        finally:
+            new.unlink(missing_ok=True)
 
 
 def _plain(config: CheckpointConfig) -> dict[str, object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 
 from vla_ros.core.errors import ConfigError
 from vla_ros.policies import find_checkpoint
-from vla_ros.policies.checkpoint import CheckpointConfig, read_tokenizer, write_checkpoint
+from vla_ros.policies.checkpoint import CheckpointConfig, copy_checkpoint, read_tokenizer, write_checkpoint
 from vla_ros.policies.weights import read_weights
 from vla_ros.training.closed_loop import Result, run_scenes
 from vla_ros.training.curves import Log, Panel
@@ -68,7 +67,7 @@ class Run:
             raise ConfigError(f"{out}: no run was started there; there is nothing to resume: leave --resume out")
         if not resume:
             out.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(find_checkpoint(config.checkpoint), out / START, dirs_exist_ok=True)
+            copy_checkpoint(find_checkpoint(config.checkpoint), out / START)
         self.collector, self.checkpoint = open_collector(config, out / START)
         self.actor, self.tokenizer = self.collector.actor, read_tokenizer(out / START)
         self.learner = Learner(self.actor, config)
@@ -118,7 +117,7 @@ class Run:
         """Writes the checkpoints `latest` and perhaps `best`, then the state to resume from: a kill on the way repeats the iteration."""
         write_checkpoint(self.out / "latest", self.described(), self.actor.network.state_dict(), self.tokenizer)
         if is_best:
-            shutil.copytree(self.out / "latest", self.out / "best", dirs_exist_ok=True)
+            copy_checkpoint(self.out / "latest", self.out / "best")
         self.learner.save(self.out)
         self.log.draw()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from accelerate import Accelerator
 
 from vla_ros.core.devices import load_device
 from vla_ros.policies import SYSTEMS
-from vla_ros.policies.checkpoint import CheckpointConfig, write_checkpoint
+from vla_ros.policies.checkpoint import CheckpointConfig, copy_checkpoint, write_checkpoint
 from vla_ros.policies.layout import Layout
 from vla_ros.policies.network_policy import make_network
 from vla_ros.training.closed_loop import Result, check_closed_loop
@@ -132,7 +131,7 @@ class Run:
         if score >= trainer.best_score:
             trainer.best_score = score
             trainer.save(self.out)
-            shutil.copytree(self.out / "latest", self.out / "best", dirs_exist_ok=True)
+            copy_checkpoint(self.out / "latest", self.out / "best")
 
     def measure(self, checkpoint: str, first_seed: int, episodes: int) -> dict[str, Result]:
         """Closed-loop results of one of the run's checkpoints by embodiment, of those that have a simulator."""
