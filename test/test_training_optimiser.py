@@ -15,7 +15,7 @@ from vla_ros.policies.network import Batch
 from vla_ros.training.config import LossWeights, load_training
 from vla_ros.training.objective import Objective
 from vla_ros.training.processes import start_processes
-from vla_ros.training.start import check_out, configure_stage
+from vla_ros.training.start import configure_stage
 from vla_ros.training.trainer import Trainer
 
 OPTIONS = dataclasses.replace(load_training("robovlms_franka").optimisation, batch=4, warm_up_steps=1, bf16=False, average=0.5, steps=50)
@@ -96,8 +96,6 @@ def test_a_network_without_stages_has_none():
     configure_stage(Line(), "", None)
     with pytest.raises(ConfigError, match="Line is not trained in stages"):
         configure_stage(Line(), "sft", None)
-    with pytest.raises(ConfigError, match="leave --init other out"):
-        check_out(Path("runs/mine"), True, "other")
 
 
 # Each of two processes has half of every batch; what they end with is written by the first.

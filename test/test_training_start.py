@@ -15,6 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_training_loop import LAYOUT, RESULT, config, folder, make_episode, no_simulator  # noqa: F401  fixtures
 
+from vla_ros.cli.train import train as command
 from vla_ros.core.errors import ConfigError
 from vla_ros.policies.checkpoint import read_config, read_tokenizer
 from vla_ros.policies.network_policy import make_network
@@ -54,12 +55,17 @@ def test_a_training_starts_from_the_weights_and_words_of_a_checkpoint(folder, co
     train(steps(config, 60), folder, first)
     settings = steps(config, 1, init=str(first / "best"))
     settings = dataclasses.replace(settings, optimisation=dataclasses.replace(settings.optimisation, learning_rate=1e-9, warm_up_steps=1))
-    train(settings, folder, tmp_path / "second")
+    other = tmp_path / "other"
+    (other / "franka").mkdir(parents=True)
+    for seed in range(30):
+        save_episode(other / "franka", make_episode(200_000 + seed))
+    train(settings, other, tmp_path / "second")
     stored = read_config(tmp_path / "second" / "latest")
     assert stored.training["init"] == str(first / "best")
+    assert stored.layouts == read_config(first / "best").layouts, "normalised as the weights know it, whatever the new data"
     there, here = make_network(stored, "first"), make_network(stored, "second")
-    load_weights(there, str(first / "best"), stored)
-    load_weights(here, str(tmp_path / "second" / "latest"), stored)
+    load_weights(there, first / "best", stored)
+    load_weights(here, tmp_path / "second" / "latest", stored)
     assert all(torch.allclose(tensor, here.state_dict()[name], atol=1e-5) for name, tensor in there.state_dict().items())
     words = read_tokenizer(first / "best").get_vocab()
     assert read_tokenizer(tmp_path / "second" / "latest").get_vocab() == words
@@ -71,10 +77,11 @@ def test_weights_of_another_network_or_without_the_words_are_refused(folder, con
     other = dataclasses.replace(config, network=config.network | {"hidden_size": 32}, init=str(first / "best"))
     with pytest.raises(ConfigError, match=r"config\.json is another network than the configuration's \(hidden_size: 32, there 64\)"):
         train(other, folder, tmp_path / "second")
-    with pytest.raises(ConfigError, match="does not know the words banana, peel: leave `init` out"):
-        tokenizer_of(str(first / "best"), ["pick up the red block", "peel the banana"])
-    with pytest.raises(ConfigError, match="leave --init"):
-        train(dataclasses.replace(config, init=str(first / "best")), folder, first, resume=True)
+    with pytest.raises(ConfigError, match="does not know the words banana, peel: train from scratch"):
+        tokenizer_of(first / "best", ["pick up the red block", "peel the banana"])
+    with pytest.raises(ConfigError, match="leave --init other out"):
+        command(Path("robovlms_franka"), data=folder, out=first, init="other", resume=True)
+    train(steps(config, 2, init=str(first / "best")), folder, first, resume=True)  # that of the file has had its say
 
 
 @pytest.fixture
@@ -97,8 +104,8 @@ def test_language_first_then_pictures(folder, qwen, tmp_path, no_simulator):
     t2a, sft = (read_config(tmp_path / name / "latest") for name in ("t2a", "sft"))
     untrained = make_network(t2a, "untrained")
     taught, shown = make_network(t2a, "t2a"), make_network(sft, "sft")
-    load_weights(taught, str(tmp_path / "t2a" / "latest"), t2a)
-    load_weights(shown, str(tmp_path / "sft" / "latest"), sft)
+    load_weights(taught, tmp_path / "t2a" / "latest", t2a)
+    load_weights(shown, tmp_path / "sft" / "latest", sft)
     moved = [name for name, tensor in taught.state_dict().items() if not torch.equal(tensor, shown.state_dict()[name])]
     assert {name.split(".")[0] for name in moved} == {"backbone", "expert"}
     assert untrained.stage.images and not untrained.whole_trajectories

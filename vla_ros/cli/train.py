@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vla_ros.core.errors import ConfigError
+
 
 def train(
     config: Annotated[
@@ -44,6 +46,8 @@ def train(
     from vla_ros.training.config import load_training
     from vla_ros.training.train import train as run
 
+    if resume and init:
+        raise ConfigError(f"--resume goes on with its own weights: leave --init {init} out, or --resume and take another --out")
     torch.set_num_threads(1)  # more only wait for each other on a busy machine
     settings = load_training(str(config), steps, episodes, init, stage)
     name = config.stem

@@ -28,7 +28,7 @@ class Demonstrations:
 
     Args:
         folder: see `demonstrations`.
-        layout: of the embodiment that they show; `self.layout` is the same with the normalisation of these data.
+        layout: of the embodiment that they show; `self.layout` is the same with the normalisation of these data, if it has none yet.
         stage_weights: how often a step before the grasp, with the block held and after the release is drawn.
         held_out_share: share of the episodes, drawn by `seed`, that is neither drawn nor measured: `held_out` bool [steps].
 
@@ -55,7 +55,8 @@ class Demonstrations:
         self.held_out = np.isin(self.owner, _held_out(folder, len(episodes), held_out_share, seed))
         motion = layout.relative(self._join(episodes, "targets"), self.state)
         seen = ~self.held_out
-        self.layout = replace(layout, normalization=layout.measure(layout.features(self.state[seen]), motion[seen]))
+        statistics = layout.normalization or layout.measure(layout.features(self.state[seen]), motion[seen])
+        self.layout = replace(layout, normalization=statistics)
         self.state_statistics, self.action_statistics = self.layout.statistics(motion.shape[1], str(folder))
         self.actions = self.action_statistics.normalize(motion).astype(np.float32)
         self._scale_objects()

@@ -18,7 +18,9 @@ def told(out: Path, too_much: str) -> Iterator[None]:
     left = f"{out / 'latest'} holds the last good checkpoint"
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "not enough memory" not in str(error):  # torch's words on a CPU
+            raise
         raise DataError(f"out of memory ({error}): lower {too_much}, then --resume; {left}") from error
     except (OSError, SafetensorError) as error:
         raise DataError(f"{out}: cannot write ({error}); free some space, then --resume. {left}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -34,21 +35,24 @@ class Run:
     """One training in the folder `out`, in which only the first of several processes writes and checks."""
 
     def __init__(
-        self, config: TrainingConfig, demonstrations: list[Demonstrations], out: Path, resume: bool, processes: Accelerator
+        self,
+        config: TrainingConfig,
+        demonstrations: list[Demonstrations],
+        layouts: Mapping[str, Layout],
+        out: Path,
+        start: Path | None,
+        processes: Accelerator,
     ) -> None:
+        """Starts from scratch or at `start`; goes on where that is `latest` in `out`. `layouts`: robots to drive that learn nothing new."""
         self.config, self.demonstrations, self.out, self.processes = config, demonstrations, out, processes
-        self.tokenizer = tokenizer_of(
-            config.init,
-            (
-                self.prompt(source.layout, sentence)
-                for source in demonstrations
-                for sentence in all_training_sentences(source.instructions())
-            ),
-        )
+        self.layouts = {**layouts, **{source.layout.embodiment: source.layout for source in demonstrations}}
+        sentences = ((source.layout, text) for source in demonstrations for text in all_training_sentences(source.instructions()))
+        self.tokenizer = tokenizer_of(start, (self.prompt(layout, text) for layout, text in sentences))
         self.network = dict(config.network, vocabulary=self.tokenizer.get_vocab_size())
         network = make_network(self.checkpoint_config(), "training configuration")
-        if config.init:
-            load_weights(network, config.init, self.checkpoint_config())
+        resume = start == out / "latest"
+        if start is not None and not resume:
+            load_weights(network, start, self.checkpoint_config())
         configure_stage(network, config.stage, self.tokenizer)
         self.trainer = Trainer(Objective(network, config.loss), config.optimisation, processes)
         if resume:
@@ -64,8 +68,9 @@ class Run:
 
     def checkpoint_config(self, **training: object) -> CheckpointConfig:
         config = self.config
-        layouts = {source.layout.embodiment: source.layout for source in self.demonstrations}
-        return CheckpointConfig(config.system, config.preset, layouts, config.image, config.horizon, config.dt_s, self.network, training)
+        return CheckpointConfig(
+            config.system, config.preset, self.layouts, config.image, config.horizon, config.dt_s, self.network, training
+        )
 
     def batches(self, augmentation: Augmentation, seed: int, process: int = 0) -> Batches:
         """What the network sees of the demonstrations; processes differ in everything but the source that a batch is of."""
@@ -99,10 +104,10 @@ class Run:
 
     def save(self, log: Log) -> None:
         """Writes the state to resume from and the checkpoint `latest`."""
-        self.trainer.save(self.out)
         write_checkpoint(self.out / "latest", self.checkpoint_config(**self.made()), self.trainer.averaged_network(), self.tokenizer)
         if hasattr(network := self.trainer.objective.network, "save_memory"):
             network.save_memory(self.out / "latest")
+        self.trainer.save(self.out)  # last: to resume takes both
         log.draw()
 
     def check(self, progress: Progress, log: Log) -> None:
@@ -130,8 +135,8 @@ class Run:
         log.draw()
         if score >= trainer.best_score:
             trainer.best_score = score
-            trainer.save(self.out)
             copy_checkpoint(self.out / "latest", self.out / "best")
+            trainer.save(self.out)
 
     def measure(self, checkpoint: str, first_seed: int, episodes: int) -> dict[str, Result]:
         """Closed-loop results of one of the run's checkpoints by embodiment, of those that have a simulator."""

@@ -11,43 +11,77 @@ from torch import nn
 from vla_ros.core.errors import ConfigError
 from vla_ros.policies import find_checkpoint
 from vla_ros.policies.checkpoint import CONFIG, CheckpointConfig, read_config, read_tokenizer
-from vla_ros.policies.text import UNKNOWN_ID, build_tokenizer, split_words
+from vla_ros.policies.layout import Layout
+from vla_ros.policies.text import build_tokenizer
 from vla_ros.policies.weights import read_weights
+from vla_ros.training.config import TrainingConfig
+from vla_ros.training.state import STATE_FILE
 
 
-def tokenizer_of(init: str, prompts: Iterable[str]) -> Tokenizer:
-    """Returns the tokenizer of the checkpoint `init`, or without one a new one of all words in `prompts`.
+def starting_point(out: Path, resume: bool, init: str) -> Path | None:
+    """Returns the checkpoint that a training goes on from: its own last one, that of `init`, or none.
 
     Raises:
-        ConfigError: the checkpoint's knows too few of the words.
+        ConfigError: there is nothing to resume. PolicyError: no such checkpoint.
     """
-    if not init:
-        return build_tokenizer(prompts)
-    folder = find_checkpoint(init)
-    tokenizer = read_tokenizer(folder)
-    words = {word for prompt in prompts for word in split_words(tokenizer, prompt)} if tokenizer.pre_tokenizer else set()
-    unknown = sorted(word for word in words if tokenizer.encode(word).ids == [UNKNOWN_ID])
+    if not resume:
+        return find_checkpoint(init) if init else None
+    if not (out / STATE_FILE).is_file():
+        raise ConfigError(f"{out / STATE_FILE}: no such file; there is nothing to resume: leave --resume out")
+    return out / "latest"
+
+
+def inherited_layouts(start: Path | None, config: TrainingConfig) -> dict[str, Layout]:
+    """Returns the robots of the checkpoint `start`, which the network will still drive, with the normalisation that its weights know.
+
+    Raises:
+        ConfigError: another system, other chunks, or other cameras of a robot than `config` has.
+    """
+    if start is None:
+        return {}
+    stored = read_config(start)
+    wanted, found = ((c.system, c.horizon, c.dt_s) for c in (config, stored))
+    if wanted != found:
+        raise ConfigError(f"{start / CONFIG}: system, horizon and dt_s are {found}, of this training {wanted}: make them the same")
+    for source in config.sources:
+        layout = stored.layouts.get(source.embodiment)
+        if layout is not None and layout.cameras != tuple(source.cameras):
+            there, here = ", ".join(layout.cameras), ", ".join(source.cameras)
+            raise ConfigError(f"{start / CONFIG}: {source.embodiment} has the cameras {there}, of this training {here}: make them the same")
+    return dict(stored.layouts)
+
+
+def tokenizer_of(start: Path | None, prompts: Iterable[str]) -> Tokenizer:
+    """Returns the tokenizer of the checkpoint `start`, or without one a new one of all words in `prompts`.
+
+    Raises:
+        ConfigError: the checkpoint's does not know all the words.
+    """
+    new = build_tokenizer(prompts)
+    if start is None:
+        return new
+    tokenizer = read_tokenizer(start)
+    unknown = sorted(new.get_vocab().keys() - tokenizer.get_vocab().keys())
     if unknown:
         listed = ", ".join(unknown[:8]) + (f" and {len(unknown) - 8} more" if len(unknown) > 8 else "")
-        raise ConfigError(f"init: {folder} does not know the words {listed}: leave `init` out, or train on tasks that it can name")
+        raise ConfigError(f"{start} does not know the words {listed}: train from scratch, or on tasks and robots that it can name")
     return tokenizer
 
 
-def load_weights(network: nn.Module, init: str, config: CheckpointConfig) -> None:
-    """Gives `network` the weights of the checkpoint `init`.
+def load_weights(network: nn.Module, start: Path, config: CheckpointConfig) -> None:
+    """Gives `network` the weights of the checkpoint `start`.
 
     Raises:
         ConfigError: the checkpoint is of another system or of other sizes than `config`.
         PolicyError: it cannot be read.
     """
-    folder = find_checkpoint(init)
-    stored = read_config(folder)
+    stored = read_config(start)
     wanted, found = ({"system": c.system, "horizon": c.horizon, **c.network} for c in (config, stored))
     differing = [name for name in wanted | found if wanted.get(name) != found.get(name) and name not in ("seed", "teacher")]
     if differing:
         values = "; ".join(f"{name}: {wanted.get(name)!r}, there {found.get(name)!r}" for name in differing)
-        raise ConfigError(f"init: {folder / CONFIG} is another network than the configuration's ({values})")
-    read_weights(folder, network)
+        raise ConfigError(f"{start / CONFIG} is another network than the configuration's ({values})")
+    read_weights(start, network)
 
 
 def configure_stage(network: nn.Module, stage: str, tokenizer: Tokenizer) -> None:
@@ -57,9 +91,3 @@ def configure_stage(network: nn.Module, stage: str, tokenizer: Tokenizer) -> Non
     if not hasattr(network, "configure_stage"):
         raise ConfigError(f"stage: '{stage}', but {type(network).__name__} is not trained in stages: leave `stage` out")
     network.configure_stage(stage, tokenizer)
-
-
-def check_out(out: Path, resume: bool, init: str) -> None:
-    """Raises ConfigError: `out` can be resumed or started from other weights, not both."""
-    if resume and init:
-        raise ConfigError(f"--resume continues {out} with its own weights: leave --init {init} out, or --resume and take another --out")
