@@ -37,6 +37,18 @@ class Still:
         return chunk
 
 
+class Rising(Still):
+    """Rises by 10 mm/s from its first observation on. All chunks say the same, so an action shows for which instant it is."""
+
+    def change(self, chunk: ActionChunk) -> ActionChunk:
+        if self.calls == 1:
+            self.start_ns = chunk.stamp_ns
+        elapsed_s = (chunk.stamp_ns - self.start_ns) * 1e-9 + self.dt_s * np.arange(self.horizon)
+        data = chunk.data.copy()
+        data[:, 2] += 0.01 * elapsed_s
+        return replace(chunk, data=data)
+
+
 class NotFinite(Still):
     """Its fourth chunk holds a NaN."""
 

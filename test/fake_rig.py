@@ -22,6 +22,8 @@ from vla_msgs.msg import ActionChunk, FrameMetadata, Proprioception, RobotComman
 from vla_msgs.srv import SetSource
 from vla_ros.core.channels import TCP_POSE
 from vla_ros.core.embodiment import load_embodiment
+from vla_ros.core.types import Frame, Observation
+from vla_ros.core.types import Proprioception as State
 from vla_ros.nodes import msgs, qos
 from vla_ros.nodes.spinning import Spinning
 
@@ -63,6 +65,7 @@ class FakeRig:
         self._pictures = {name: array("B", np.zeros(width * height * 3, np.uint8).tobytes()) for name in CAMERAS}
         self._number = 0
         self._stamps = dict.fromkeys(CAMERAS, 0)
+        self.stamps_ns: list[int] = []  # of all pictures
         robot = load_embodiment("franka").robots["arm"]
         names = [f"{joint}.{what}" for what in ("position", "velocity") for joint in robot.joints]
         self._channels = [*names, *TCP_POSE, "gripper.width"]
@@ -111,6 +114,13 @@ class FakeRig:
         """Returns how old the newest frame of `camera` is, s."""
         return (time.time_ns() - self._stamps[camera]) * 1e-9
 
+    def observation(self, stamp_ns: int, instruction: str = "do it") -> Observation:
+        """What was to be seen at one of `stamps_ns`."""
+        picture = np.zeros((self._size[1], self._size[0], 3), np.uint8)
+        picture.flat[0] = (self.stamps_ns.index(stamp_ns) + 1) % 256
+        frames = {name: Frame(stamp_ns, picture, 0, name) for name in CAMERAS}
+        return Observation(stamp_ns, frames, State(stamp_ns, tuple(self._channels), np.array(self._values)), instruction)
+
     def judge(self, outcome: int, detail: str = "") -> None:
         self._outcome.publish(TaskOutcome(stamp=msgs.stamp_msg(time.time_ns()), task="it", outcome=outcome, detail=detail))
 
@@ -132,6 +142,7 @@ class FakeRig:
 
     def _publish_images(self) -> None:
         stamp_ns, self._number = time.time_ns(), self._number + 1
+        self.stamps_ns.append(stamp_ns)
         width, height = self._size
         for name, pixels in self._pictures.items():
             if name in self.silent:
@@ -156,7 +167,7 @@ class FakeRig:
 
 
 class PolicyProcess:
-    """The policy node as a process of its own."""
+    """The policy node as a process of its own, with `folder` on Python's path."""
 
     def __init__(self, folder: Path, domain: int, checkpoint: str, options: dict[str, object] | None = None, **parameters: object) -> None:
         rig = folder / "fake.yaml"
@@ -178,7 +189,7 @@ class PolicyProcess:
         for name, value in parameters.items():
             command += ["-p", f"{name}:={value}"]
         here = Path(__file__).resolve().parent
-        paths = os.pathsep.join([str(here), str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+        paths = os.pathsep.join([str(here), str(here.parent), str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.log = folder / "policy.log"
         with self.log.open("w") as log:
             environment = os.environ | {"PYTHONPATH": paths, "ROS_DOMAIN_ID": str(domain)}

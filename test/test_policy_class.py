@@ -32,11 +32,16 @@ NUMBER = 3
 """
 
 
+def documented() -> str:
+    """The first block of docs/policies.md, a module."""
+    (code,) = re.findall(r"```python\n(# my_policies\.py.*?)```", (ROOT / "docs" / "policies.md").read_text(), re.DOTALL)
+    return code
+
+
 @pytest.fixture
 def example(tmp_path, monkeypatch):
-    """The first block of docs/policies.md as a module on the path."""
-    (code,) = re.findall(r"```python\n(# my_policies\.py.*?)```", (ROOT / "docs" / "policies.md").read_text(), re.DOTALL)
-    (tmp_path / "my_policies.py").write_text(code)
+    """The page's class, and broken ones, as modules on the path."""
+    (tmp_path / "my_policies.py").write_text(documented())
     (tmp_path / "broken_policies.py").write_text(BROKEN)
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("my_policies", "broken_policies"):

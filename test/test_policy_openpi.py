@@ -102,7 +102,7 @@ def test_a_prefix_is_continued_at_vla_serve_as_here(tmp_path):
     rows = np.tile([*seen.proprioception.select(TCP), 1.0], (16, 1)) + 0.05
     held = replace(seen, prefix=Prefix(STAMP_NS, 0.1, here.spec.channels, rows, np.where(np.arange(16) < 4, 1.0, 0.0)))
     with served(there) as port:
-        remote = load_policy(f"openpi://127.0.0.1:{port}", FRANKA)
+        remote = load_policy(f"openpi://127.0.0.1:{port}", FRANKA, {"timeout_s": 60})
         for asked in (held, seen, replace(held, prefix=replace(held.prefix, data=rows[:6], weights=np.ones(6)))):
             here.reset()
             remote.reset()
