@@ -1,5 +1,6 @@
 """A checkpoint as a policy: shapes, frames, determinism, that it looks and reads, several robots, and strict loading."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -14,11 +15,12 @@ from vla_ros.core.embodiment import load_embodiment
 from vla_ros.core.errors import PolicyError
 from vla_ros.core.types import Frame, Observation, Proprioception
 from vla_ros.policies import load_policy
-from vla_ros.policies.checkpoint import CheckpointConfig, copy_checkpoint, write_checkpoint
+from vla_ros.policies.checkpoint import CheckpointConfig, copy_checkpoint, read_config, write_checkpoint
 from vla_ros.policies.layout import layout_for
 from vla_ros.policies.network_policy import make_network
 from vla_ros.policies.normalization import Quantiles
 from vla_ros.policies.poses import absolute_poses, relative_poses, state_features
+from vla_ros.policies.qwen_vla.navigation import navigation_layout
 from vla_ros.policies.text import build_tokenizer
 from vla_ros.policies.weights import Allowance
 
@@ -146,6 +148,20 @@ def test_a_layout_inverts_what_it_makes_relative(name):
     back = layout.absolute(layout.relative(targets, state), state)
     assert np.allclose(layout.relative(back, state), layout.relative(targets, state), atol=1e-9)
     assert np.array_equal(back[..., layout.grippers], targets[..., layout.grippers])
+
+
+def test_a_layout_of_waypoints_comes_back(folder):
+    bare = navigation_layout("rover", ("front",))
+    measured = bare.measure(np.zeros((50, 0)), np.random.default_rng(0).normal(size=(50, 16, 3)))
+    rover = dataclasses.replace(bare, normalization=measured)
+    config = dataclasses.replace(read_config(folder), layouts={**LAYOUTS, "rover": rover})
+    write_checkpoint(folder, config, load_file(folder / "model.safetensors"), build_tokenizer(["go"]))
+    found = read_config(folder).layouts
+    assert found == config.layouts and type(found["rover"]) is type(rover) and type(found["franka"]) is type(LAYOUTS["franka"])
+    state, action = found["rover"].statistics(16, "test")
+    assert state.low.shape == (0,) and action.low.shape == (16, 3)
+    steps = np.array([[[0.2, 0.0, 0.1]]])
+    assert np.array_equal(found["rover"].absolute(found["rover"].relative(steps, np.zeros((1, 0))), np.zeros((1, 0))), steps)
 
 
 def test_missing_camera_and_stretched_frame_are_named(folder):

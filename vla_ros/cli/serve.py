@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vla_ros.core.errors import ConfigError
+from vla_ros.core.types import PolicySpec
 
 
 def serve(
@@ -42,18 +43,15 @@ def serve(
     settings = ServeSettings(host, port, token, max_request_mb, clients, batch=batch, batch_wait_ms=batch_wait_ms)
     robot, options = _robot(checkpoint, embodiment, rig)
     policy = load_policy(checkpoint, robot, {**options, **_options(option or [])})
-    spec = policy.spec
-
-    def ready(port: int) -> None:
-        chunk = f"{spec.horizon} rows every {spec.dt_s:g} s"
-        print(
-            f"{spec.name} for {spec.embodiment} at openpi://{host}:{port} ({', '.join(spec.cameras) or 'no cameras'}; {chunk})", flush=True
-        )
-
     try:
-        asyncio.run(PolicyServer(policy, settings).run(ready))
+        asyncio.run(PolicyServer(policy, settings).run(lambda port: print(_told(policy.spec, host, port), flush=True)))
     except KeyboardInterrupt:
         print("ended")
+
+
+def _told(spec: PolicySpec, host: str, port: int) -> str:
+    pictures, chunk = ", ".join(spec.cameras) or "no cameras", f"{spec.horizon} rows every {spec.dt_s:g} s"
+    return f"{spec.name} for {spec.embodiment} at openpi://{host}:{port} ({pictures}; {chunk})"
 
 
 def _robot(checkpoint: str, embodiment: str | None, rig: str | None) -> tuple[object, dict[str, object]]:

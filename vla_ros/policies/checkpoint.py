@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from vla_ros.core.errors import PolicyError, did_you_mean
 from vla_ros.policies.layout import Layout
+from vla_ros.policies.qwen_vla.navigation import CHANNELS as WAYPOINT
+from vla_ros.policies.qwen_vla.navigation import NavigationLayout
 
 if TYPE_CHECKING:  # a rig with the scripted policy need not wait for torch
     from tokenizers import Tokenizer
@@ -84,7 +86,8 @@ def _layouts(path: Path, values: object) -> dict[str, Layout]:
             lists[name] = tuple(value[name])
         if not isinstance(value["normalization"], dict):
             raise PolicyError(f"{path}: layouts.{embodiment}.normalization = {value['normalization']!r:.80}, expected an object")
-        layouts[embodiment] = Layout(embodiment, **lists, normalization=value["normalization"])
+        kind = NavigationLayout if lists["channels"] == WAYPOINT else Layout
+        layouts[embodiment] = kind(embodiment, **lists, normalization=value["normalization"])
     return layouts
 
 
