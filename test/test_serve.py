@@ -250,9 +250,10 @@ def test_400_mutated_frames(tmp_path):
     policy = Echo()
     random = np.random.default_rng(4)
     answered = refused = 0
+    whole = {**message(), "stamp_ns": STAMP_NS, "prefix": np.zeros((3, 7)), "prefix_weights": np.ones(3)}
     with served(policy, max_request_mb=1) as port:
         connection, _ = dial(port)
-        for number, frame in enumerate(mutations(pack({**message(), "stamp_ns": STAMP_NS}), random, 400, tmp_path / "owned")):
+        for number, frame in enumerate(mutations(pack(whole), random, 400, tmp_path / "owned")):
             try:
                 reply = ask(connection, frame)
             except ConnectionClosed:  # the frame broke a rule of websockets themselves
