@@ -17,10 +17,10 @@ from vla_ros.core.types import Frame, Observation, Proprioception
 from vla_ros.policies import load_policy
 from vla_ros.policies.checkpoint import CheckpointConfig, copy_checkpoint, read_config, write_checkpoint
 from vla_ros.policies.layout import layout_for
+from vla_ros.policies.navigation import navigation_layout
 from vla_ros.policies.network_policy import make_network
 from vla_ros.policies.normalization import Quantiles
 from vla_ros.policies.poses import absolute_poses, relative_poses, state_features
-from vla_ros.policies.qwen_vla.navigation import navigation_layout
 from vla_ros.policies.text import build_tokenizer
 from vla_ros.policies.weights import Allowance
 

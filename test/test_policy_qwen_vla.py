@@ -10,9 +10,9 @@ from vla_ros.core.embodiment import load_embodiment
 from vla_ros.core.errors import ConfigError, DataError, PolicyError
 from vla_ros.policies.flow import solve
 from vla_ros.policies.layout import layout_for
+from vla_ros.policies.navigation import navigation_layout, path_along, waypoints
 from vla_ros.policies.network import Batch, Inputs
 from vla_ros.policies.qwen_vla.expert import ActionExpert
-from vla_ros.policies.qwen_vla.navigation import navigation_layout, path_along, waypoints
 from vla_ros.policies.qwen_vla.network import QwenVla
 from vla_ros.policies.qwen_vla.prompt import camera_tag, tagged
 from vla_ros.policies.qwen_vla.stages import configure_stage

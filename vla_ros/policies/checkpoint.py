@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from vla_ros.core.errors import PolicyError, did_you_mean
 from vla_ros.policies.layout import Layout
-from vla_ros.policies.qwen_vla.navigation import CHANNELS as WAYPOINT
-from vla_ros.policies.qwen_vla.navigation import NavigationLayout
+from vla_ros.policies.navigation import CHANNELS as WAYPOINT
+from vla_ros.policies.navigation import NavigationLayout
 
 if TYPE_CHECKING:  # a rig with the scripted policy need not wait for torch
     from tokenizers import Tokenizer

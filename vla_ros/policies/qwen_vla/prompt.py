@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vla_ros.core.errors import PolicyError
 from vla_ros.policies.layout import Layout
-from vla_ros.policies.qwen_vla.navigation import NavigationLayout
+from vla_ros.policies.navigation import NavigationLayout
 
 _TAGS = {"front": "ego"}  # the paper's name for the view that is on no wrist
 
