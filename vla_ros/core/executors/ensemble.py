@@ -30,8 +30,8 @@ class EnsembleExecutor(Executor):
     """
 
     def __init__(self, weighting: str = "act", m: float | None = None, alpha: float = 0.1, max_age_s: float | None = None) -> None:
-        if weighting not in DEFAULT_M:
-            raise ConfigError(f"executor ensemble: weighting '{weighting}' is unknown; {did_you_mean(weighting, DEFAULT_M)}")
+        if not isinstance(weighting, str) or weighting not in DEFAULT_M:
+            raise ConfigError(f"executor ensemble: weighting '{weighting}' is unknown; {did_you_mean(str(weighting), DEFAULT_M)}")
         self.weighting = weighting
         self.m = DEFAULT_M[weighting] if m is None else _number("m", m, 0.0)
         self.alpha = _number("alpha", alpha, 0.0)
