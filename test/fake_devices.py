@@ -46,6 +46,8 @@ class Judged:
     failed: bool = False
     wrong_object: bool = False
     detail: str = "red block 0.2 m from the plate"
+    steps_done: int = 0
+    steps: int = 3
 
 
 class FakeTable:

@@ -470,9 +470,10 @@ def test_simulation_node_serves_and_judges(graph: Graph):
     reply = graph.call(ResetScene, "/simulation/reset", ResetScene.Request(seed=9, task="fly"))
     assert (reply.success, reply.message, reply.task) == (False, "'fly' is not a task", "task 9")
     assert graph.call(MoveObject, "/simulation/move_object", MoveObject.Request(object="red block", dx_m=0.06)).success
-    FakeTable.judged = Judged(success=True, wrong_object=True, detail="done")
+    assert (outcomes[-1].steps_done, outcomes[-1].steps) == (0, 3)
+    FakeTable.judged = Judged(success=True, wrong_object=True, detail="done", steps_done=3)
     graph.until(lambda: outcomes[-1].outcome == TaskOutcome.SUCCESS, "success")
-    assert (outcomes[-1].wrong_object, outcomes[-1].detail) == (True, "done")
+    assert (outcomes[-1].wrong_object, outcomes[-1].detail, outcomes[-1].steps_done) == (True, "done", 3)
 
 
 def test_a_dead_simulation_ends_the_node(graph: Graph):

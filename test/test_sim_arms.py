@@ -18,7 +18,7 @@ from vla_ros.sim.placement import draw_placement
 from vla_ros.sim.render import compile_scene
 from vla_ros.sim.servo_engine import ServoPlant
 from vla_ros.sim.state import SceneState
-from vla_ros.sim.tasks import bimanual_tasks, task_of_seed
+from vla_ros.sim.tasks import task_of_seed, tasks
 from vla_ros.training.demonstrations import OBJECTS
 
 ARMS = [name for name in LAYOUTS if name != "franka"]
@@ -40,7 +40,7 @@ class Table:
         self.open = {arm: reach.width_max_m for arm, reach in self.layout.arms.items()}
 
     def place(self, seed: int) -> None:
-        task = task_of_seed(seed, self.layout.bimanual)
+        task = task_of_seed(seed, self.layout.drawn)
         self.state.write(self.data, draw_placement(seed, self.layout, task), self.home, self.open)
         mujoco.mj_forward(self.model, self.data)
         for arm, plant in self.plants.items():
@@ -85,7 +85,7 @@ def run(loop: FastLoop, steps: int = 120, horizon: int = 1) -> tuple[np.ndarray,
 def test_expert_solves_every_kind_of_task(loop, name):
     for kind in kinds(name):
         instructions = loop.instructions(kind)
-        assert len(instructions) == (len(bimanual_tasks()) if kind == "bimanual" else 6)
+        assert len(instructions) == (len(tasks(kind)))
         for seed in range(6):
             loop.reset(seed, instructions[seed % len(instructions)], disturb_start=seed % 2 == 1)
             _, stages = run(loop)
@@ -169,13 +169,15 @@ def test_objects_and_roles_say_what_is_there(loop, name):
     assert np.array_equal(view.objects[4], view.world.position["bowl"])
     loop.shift("bowl", 0.02, 0.0)
     assert loop.look(render=False).objects[4] - view.objects[4] == pytest.approx([0.02, 0.0, 0.0])
+    with pytest.raises(ConfigError, match="takes a drawer"):
+        loop.reset(0, "open the drawer, put the red block in it and close it")
     if not layout_of(name).bimanual:
         with pytest.raises(ConfigError, match="takes two arms"):
             loop.reset(0, "lift the tray with both hands")
         return
     loop.reset(0, "lift the tray with both hands")
     assert loop.roles().tolist() == [6, 6]
-    assert np.isfinite(loop.look(render=False).objects).all(axis=1).tolist() == [False] * 6 + [True]
+    assert np.isfinite(loop.look(render=False).objects).all(axis=1).tolist() == [False] * 6 + [True, False]
 
 
 def test_servos_hold_the_arm_against_its_weight(table):

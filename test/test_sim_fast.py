@@ -10,6 +10,7 @@ from vla_ros.core.errors import ConfigError
 from vla_ros.core.rotations import angle_between
 from vla_ros.sim.expert import BEFORE_GRASP, DT_S, HELD, PLACED
 from vla_ros.sim.fast import FastLoop
+from vla_ros.sim.tasks import parse_task
 
 ARM = load_embodiment("franka").robots["arm"]
 
@@ -90,9 +91,8 @@ def test_same_seed_same_run(loop):
 def test_wrong_object_is_seen(loop):
     """The expert is told another task than the judge."""
     loop.reset(0, loop.instructions("place")[0])
-    right = loop._task
     for _ in range(40):
-        loop._task = type(right)("green block", "plate")
+        loop._task = parse_task("pick up the green block and put it on the plate")
         loop.step(_first(loop))
     assert loop.outcome().wrong_object and not loop.outcome().success
 

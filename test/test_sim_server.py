@@ -23,6 +23,7 @@ from vla_ros.sim.server import TabletopServer
 
 ADDRESS = f"127.9.{os.getpid() % 200 + 1}.1"
 TASK = "pick up the blue block and put it in the bowl"
+DRAWER_TASK = "open the drawer, put the red block in it and close it"
 
 
 def rig(address: str, seed: int = 0):
@@ -73,6 +74,26 @@ def test_move_object(server):
     assert not server.judge().wrong_object
     with pytest.raises(ConfigError, match="did you mean 'bowl'"):
         server.move_object("bowll", 0, 0)
+
+
+def test_a_task_with_a_drawer_brings_its_own_scene_and_the_arm_stays(server, robot):
+    """Who looks at the mirror follows; the control box goes on with the arm at home."""
+    server.reset(3, TASK)
+    reader = MirrorReader(mirror_path(ADDRESS))
+    plain = reader.model
+    server.reset(3, DRAWER_TASK)
+    assert "drawer" in server.objects() and "bowl" not in server.objects()
+    assert (server.judge().steps_done, server.judge().steps) == (0, 3)
+    assert reader.read().qpos.size == 33 and reader.model is not plain
+    time.sleep(0.4)
+    assert robot.read().position == pytest.approx(load_embodiment("franka").robots["arm"].home_rad, abs=0.01)
+    policy = ScriptPolicy(load_embodiment("franka"), address=ADDRESS)
+    plan = policy.infer(SimpleNamespace(stamp_ns=time.time_ns(), instruction=DRAWER_TASK)).plan
+    assert (plan.step, plan.skill, plan.task_chain[3]) == (0, "open", "close drawer")
+    server.reset(3, TASK)
+    assert reader.read().qpos.size == plain.nq and "bowl" in server.objects()
+    with pytest.raises(PolicyError, match="no drawer on the table"):
+        policy.infer(SimpleNamespace(stamp_ns=time.time_ns(), instruction=DRAWER_TASK))
 
 
 def test_mirror_runs_with_the_simulation(server):

@@ -29,16 +29,22 @@ class Table:
     def instructions(self, kind):
         return {"place": ["pick up the red block and put it on the plate"]}.get(kind, [])
 
-    def roles(self):
+    def chain(self):
+        return "pick red block", "place on plate"
+
+    def skill(self, view):
+        return int(view.state[0] > 0.45)
+
+    def roles(self, skill=0):
         return np.array([0, 3])
 
     def reset(self, seed, instruction, disturb_start=False):
         self.pose = np.array([0.4, 0.0, 0.3, np.pi, 0.0, 0.0])
-        self.time = 0
+        self.time, self.odd = 0, seed % 2 == 1
 
     def look(self, render=True):
         images = {name: np.full((*self.size, 3), self.time, np.uint8) for name in self.cameras} if render else {}
-        return SimpleNamespace(images=images, state=np.append(self.pose, 0.08), objects=np.tile(GOAL, (7, 1)))
+        return SimpleNamespace(images=images, state=np.append(self.pose, 0.08), objects=np.tile(GOAL, (8, 1)))
 
     def expert(self, view, horizon):
         ahead = np.minimum(1, 0.2 * np.arange(1, horizon + 1))[:, None]
@@ -51,7 +57,8 @@ class Table:
         self.time += 1
 
     def outcome(self):
-        return SimpleNamespace(success=bool(np.linalg.norm(self.pose[:3] - GOAL) < 0.02), wrong_object=bool(self.pose[2] < 0.05))
+        success = bool(np.linalg.norm(self.pose[:3] - GOAL) < 0.02)
+        return SimpleNamespace(success=success, wrong_object=bool(self.pose[2] < 0.05), steps_done=int(success), steps=1)
 
     def close(self):
         pass
@@ -101,6 +108,8 @@ def test_collect_stops_after_success_and_only_makes_what_is_missing(config, tmp_
     assert seeds == [100_000, 100_001, 100_002]
     episode = load_episode(tmp_path, seeds[0])
     assert episode.success and len(episode) < 60 and episode.frames.shape[1:] == (2, 48, 64, 3)
+    assert episode.chain == ("pick red block", "place on plate") and episode.roles.shape == (len(episode), 2)
+    assert [episode.skill_name(0), episode.skill_name(-1)] == ["pick", "place"]
     # the label is clean although what was executed was not
     assert np.allclose(episode.targets[:, -1, :3], GOAL)
     before = (tmp_path / "100000.steps.npz").stat().st_mtime_ns
@@ -142,10 +151,22 @@ def test_each_step_executes_the_row_of_its_own_instant(config, follower, monkeyp
 
 
 def test_success_wrong_object_and_phrasing_are_reported(config, follower, monkeypatch):
-    outcomes = iter([(True, False), (True, True), (False, False)] * 200)
-    monkeypatch.setattr(
-        Table, "outcome", lambda self: SimpleNamespace(**dict(zip(("success", "wrong_object"), next(outcomes), strict=True)))
-    )
+    monkeypatch.setattr(Table, "outcome", lambda self: SimpleNamespace(success=self.time > 0, wrong_object=self.odd, steps_done=1, steps=1))
     result = check_closed_loop(config, config.sources[0], "any", [0, 1], phrasing=2)
     assert (result.success_rate, result.wrong_object_rate, result.mean_steps) == (1.0, 0.5, 1.0)
     assert set(follower.sentences) == {"on the plate goes the red block"}
+
+
+def test_a_task_of_several_steps_has_as_much_time_and_counts_its_steps(config, follower, monkeypatch):
+    longest = []
+
+    def outcome(self):
+        longest.append(self.time)
+        return SimpleNamespace(success=False, wrong_object=False, steps_done=1 + self.odd, steps=3)
+
+    monkeypatch.setattr(Table, "outcome", outcome)
+    monkeypatch.setattr(closed_loop, "LONGEST_STEPS", 20)
+    result = check_closed_loop(config, config.sources[0], "any", [0, 1])
+    assert result.success_rate == 0 and result.progress == pytest.approx(0.5)
+    assert max(longest) == 60
+    assert "progress 50.0%" in str(result)

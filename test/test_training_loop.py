@@ -35,7 +35,7 @@ def make_episode(seed, steps=12):
     """A bright square is the block; the hand should go to it."""
     rng = np.random.default_rng(seed)
     frames = np.zeros((steps, 2, 48, 64, 3), np.uint8)
-    objects = rng.uniform(-0.1, 0.1, (7, 3)) + np.array([0.5, 0, 0.02])
+    objects = rng.uniform(-0.1, 0.1, (8, 3)) + np.array([0.5, 0, 0.02])
     objects[5:] = np.nan
     column, row = int(32 + 200 * (objects[0, 1])), int(24 + 150 * (objects[0, 0] - 0.5))
     frames[:, :, row : row + 6, column : column + 6, 0] = 255
@@ -51,10 +51,12 @@ def make_episode(seed, steps=12):
         targets,
         np.tile(objects, (steps, 1, 1)),
         stage,
-        np.array([0, 3]),
+        np.tile([0, 3], (steps, 1)),
         INSTRUCTION,
         seed,
         True,
+        ("pick red block", "place on plate"),
+        (stage == HELD).astype(np.uint8),
     )
 
 
@@ -95,6 +97,16 @@ def test_an_episode_survives_the_disk(tmp_path):
     for field in dataclasses.fields(Episode):
         assert np.array_equal(getattr(again, field.name), getattr(episode, field.name), equal_nan=field.name == "objects"), field.name
     assert episode_seeds(tmp_path) == [7] and len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_episode_from_before_there_were_skills_is_read(tmp_path):
+    old = dataclasses.replace(make_episode(7), chain=(), skill=None, roles=np.array([0, 3]))
+    save_episode(tmp_path, dataclasses.replace(old, objects=old.objects[:, :7]))
+    again = load_episode(tmp_path, 7)
+    assert again.objects.shape == (len(again), 8, 3) and np.isnan(again.objects[:, 7]).all()
+    assert again.roles.shape == (len(again), 2) and again.chain == ()
+    with pytest.raises(DataError, match="collect it again"):
+        again.skill_name(0)
 
 
 def test_a_broken_episode_is_named(tmp_path):

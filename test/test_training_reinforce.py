@@ -55,7 +55,8 @@ class Reach:
         self.times = self.times + 1 if self.times < TIMES and action[1] > GOAL_M else self.times * (self.times >= TIMES)
 
     def outcome(self):
-        return SimpleNamespace(success=self.times >= TIMES, wrong_object=False)
+        done = self.times >= TIMES
+        return SimpleNamespace(success=done, wrong_object=False, steps_done=int(done), steps=1)
 
     def close(self):
         pass

@@ -33,7 +33,8 @@ def one_thread():
 def data(tmp_path):
     for seed, steps in enumerate((3, 9, 5)):
         episode = make_episode(seed, steps=max(steps, 4))
-        kept = {name: getattr(episode, name)[:steps].copy() for name in ("frames", "state", "targets", "objects", "stage")}
+        columns = {name: getattr(episode, name) for name in ("frames", "state", "targets", "objects", "stage", "roles", "skill")}
+        kept = {name: column[:steps].copy() for name, column in columns.items() if column is not None}
         kept["frames"][:, :, 0, 0] = 40 * seed + np.arange(steps)[:, None, None]
         save_episode(tmp_path, dataclasses.replace(episode, **kept))
     return Demonstrations(tmp_path, LAYOUT, (1.0, 1.0, 1.0))

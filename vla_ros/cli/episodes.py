@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vla_ros.core.errors import ConfigError, did_you_mean
+from vla_ros.sim.layout import Layout
 from vla_ros.sim.tasks import task_of_seed
 from vla_ros.training.phrasings import HELD_OUT_TEMPLATES, TRAIN_TEMPLATES, held_out, rephrase
 
@@ -16,15 +17,18 @@ INSTRUCTION_SETS = ("canonical", "train", "held-out")
 
 @dataclass(frozen=True)
 class EpisodePlan:
-    """One episode: `task` is the canonical instruction that is judged, `instruction` what the policy is told, by the wording `phrasing`."""
+    """One episode: `task` is the canonical instruction that is judged, in so many `steps`; `instruction` is what the policy is told, by the
+    wording `phrasing`.
+    """
 
     seed: int
     task: str
     instruction: str
     phrasing: str
+    steps: int = 1
 
 
-def plan_episodes(first_seed: int, episodes: int, instruction_set: str, bimanual: bool = False) -> list[EpisodePlan]:
+def plan_episodes(first_seed: int, episodes: int, instruction_set: str, kinds: tuple[str, ...] = ("place",)) -> list[EpisodePlan]:
     """Plans episodes with the seeds first_seed, first_seed + 1, ...
 
     Args:
@@ -32,29 +36,42 @@ def plan_episodes(first_seed: int, episodes: int, instruction_set: str, bimanual
         episodes: how many.
         instruction_set: "canonical" (as the task is named), "train" (a wording from training, drawn from the seed)
             or "held-out" (the wordings that were never trained on, in turn).
-        bimanual: the table has two arms, and tasks for them.
+        kinds: of tasks (`sim.tasks.KINDS`), in turn.
 
     Raises:
-        ConfigError: unknown instruction set.
+        ConfigError: unknown instruction set or kind.
     """
     if instruction_set not in INSTRUCTION_SETS:
         raise ConfigError(f"instruction set '{instruction_set}' does not exist; {did_you_mean(instruction_set, INSTRUCTION_SETS)}")
-    return [_plan(first_seed + k, k, instruction_set, bimanual) for k in range(episodes)]
+    return [_plan(first_seed + k, k, instruction_set, kinds) for k in range(episodes)]
 
 
-def _plan(seed: int, number: int, instruction_set: str, bimanual: bool) -> EpisodePlan:
+def _plan(seed: int, number: int, instruction_set: str, kinds: tuple[str, ...]) -> EpisodePlan:
     draw = np.random.default_rng([seed, 5])
-    drawn = task_of_seed(seed, bimanual)
-    task = drawn.text
-    if drawn.kind != "place":  # has no other wordings yet
-        return EpisodePlan(seed, task, task, task)
-    if instruction_set == "held-out":
-        k = number % len(HELD_OUT_TEMPLATES["place"])
-        return EpisodePlan(seed, task, held_out(task)[k], HELD_OUT_TEMPLATES["place"][k])
+    drawn = task_of_seed(seed, kinds)
+    task, steps = drawn.text, len(drawn.goals)
+    if instruction_set == "held-out" and drawn.kind in HELD_OUT_TEMPLATES:
+        templates = HELD_OUT_TEMPLATES[drawn.kind]
+        k = number % len(templates)
+        return EpisodePlan(seed, task, held_out(task)[k], templates[k], steps)
     if instruction_set == "train":
-        template = TRAIN_TEMPLATES["place"][draw.integers(len(TRAIN_TEMPLATES["place"]))]
-        return EpisodePlan(seed, task, rephrase(task, template, lambda words: words[draw.integers(len(words))]), template)
-    return EpisodePlan(seed, task, task, TRAIN_TEMPLATES["place"][0])
+        templates = TRAIN_TEMPLATES[drawn.kind]
+        template = templates[draw.integers(len(templates))]
+        return EpisodePlan(seed, task, rephrase(task, template, lambda words: words[draw.integers(len(words))]), template, steps)
+    return EpisodePlan(seed, task, task, TRAIN_TEMPLATES[drawn.kind][0], steps)
+
+
+def split_kinds(text: str, layout: Layout) -> tuple[str, ...]:
+    """Reads "place,drawer" as kinds of tasks; empty: those that the table's tasks are drawn from.
+
+    Raises:
+        ConfigError: the table has no tasks of a kind.
+    """
+    kinds = tuple(filter(None, (piece.strip() for piece in text.split(","))))
+    for kind in kinds:
+        if kind not in layout.kinds:
+            raise ConfigError(f"--kinds '{text}': the table has no tasks of kind '{kind}'; {did_you_mean(kind, layout.kinds)}")
+    return kinds or layout.drawn
 
 
 def split_executors(text: str) -> list[str]:

@@ -23,12 +23,16 @@ def eval(
     executors: Annotated[str | None, typer.Option(help="Compare several, separated by commas, on the same seeds.")] = None,
     delays: Annotated[str | None, typer.Option(help="Compare inference that takes so many ms longer, separated by commas.")] = None,
     instruction_set: Annotated[str, typer.Option(help='"canonical", "train" or "held-out" (never trained on) wordings.')] = "canonical",
+    kinds: Annotated[str, typer.Option(help='Kinds of tasks in turn, e.g. "place,drawer" (default: those of the rig\'s table).')] = "",
     move_target: Annotated[float, typer.Option(min=0.0, max=0.2, help="Move the target block by so many m before the grasp.")] = 0.0,
-    time_limit: Annotated[float, typer.Option(min=0.1, help="Time limit of an episode in s.")] = 20.0,
+    time_limit: Annotated[float, typer.Option(min=0.1, help="Time limit in s, for each step of the task.")] = 20.0,
     json: Annotated[Path | None, typer.Option(help="Write the results to this file (default: eval.json in --out).")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results, plot and log (default: evals/<date-time>).")] = None,
 ) -> None:
     """Counts successes over seeded episodes of the table's tasks (two arms: also passing a bar and lifting a tray).
+
+    The kinds "drawer" (open it, put a block in, close it) and "clear" (every block into the bowl) take three steps: an episode has three
+    times the time limit, and what is counted besides success is how many steps were done in the end.
 
     Results are written after each episode. With --executors and --delays every executor meets every delay on the same seeds: the table
     (executors.md) and the plot (delays.png) show which of them bears slow inference.
@@ -44,25 +48,27 @@ def eval(
 
       vla eval --episodes 100 --instruction-set held-out
 
+      vla eval --policy script --kinds drawer,clear --episodes 6
+
       vla eval --episodes 20 --move-target 0.06 --executors "first,chunk:execute_steps=8,ensemble,ensemble:weighting=adaptive,rtc"
 
       vla eval --episodes 10 --executors "first,chunk:execute_steps=8,ensemble:weighting=age" --delays "0,100,200,400"
     """
     from rich.console import Console
 
-    from vla_ros.cli.episodes import plan_episodes, split_delays, split_executors
+    from vla_ros.cli.episodes import plan_episodes, split_delays, split_executors, split_kinds
     from vla_ros.cli.evaluation import Evaluation
     from vla_ros.core.rig import load_rig
     from vla_ros.sim.layout import layout_of
 
     folder = (out or default_folder("evals")).absolute()
-    bimanual = layout_of(load_rig(rig).embodiment.name).bimanual
-    plan = plan_episodes(seed, episodes, instruction_set, bimanual)
+    chosen = split_kinds(kinds, layout_of(load_rig(rig).embodiment.name))
+    plan = plan_episodes(seed, episodes, instruction_set, chosen)
     names = split_executors(executors) if executors else [executor or ""]
     for name in names:
         check_executor(name)
     settings = {"rig": rig, "policy": policy or "", "executor": executor or "", "seed": seed, "instruction_set": instruction_set}
-    settings |= {"move_target_m": move_target, "time_limit_s": time_limit}
+    settings |= {"kinds": list(chosen), "move_target_m": move_target, "time_limit_s": time_limit}
     evaluation = Evaluation(Console(), settings, names, json or folder / "eval.json", folder, split_delays(delays) if delays else [0.0])
     _run(evaluation, plan, rig, folder, policy)
 

@@ -90,7 +90,7 @@ class Evaluation:
         low, high = results["success_interval_95"]
         self._console.print(
             f"success {results['success_rate']:.1%} (95 %: {low:.1%} to {high:.1%}), wrong object {results['wrong_object_rate']:.1%}, "
-            f"{len(self._episodes)} episodes", highlight=False, soft_wrap=True,
+            f"{len(self._episodes)} episodes{_steps_done(results)}", highlight=False, soft_wrap=True,
         )  # fmt: skip
         for path in files:
             self._console.print(f"  {path}", highlight=False, soft_wrap=True)
@@ -101,7 +101,7 @@ class Evaluation:
         distance_m = float(self._settings["move_target_m"])
         shift = TargetShift(distance_m, episode.seed, client.move_object, lambda: client.tcp_height_m, lambda: client.feedback.elapsed_s)
         outcome = client.execute(
-            episode.instruction, float(self._settings["time_limit_s"]), executor, task=episode.task, seed=episode.seed,
+            episode.instruction, float(self._settings["time_limit_s"]) * episode.steps, executor, task=episode.task, seed=episode.seed,
             on_turn=shift.turn if distance_m else lambda: None, inference_delay_s=delay_ms * 1e-3,
         )  # fmt: skip
         if outcome.outcome == "canceled":
@@ -119,6 +119,7 @@ def _as_episode(outcome: Outcome, episode: EpisodePlan, detail: str, shift: Targ
         "seed": episode.seed, "instruction": episode.instruction, "success": outcome.success, "wrong_object": outcome.wrong_object,
         "duration_s": round(outcome.duration_s, 3), "outcome": outcome.outcome, "reason": outcome.reason, "detail": detail,
         "task": episode.task, "phrasing": episode.phrasing, "executor": outcome.executor,
+        "steps_done": outcome.steps_done, "steps": outcome.steps,
     }  # fmt: skip
     if shift is not None:
         head["moved_m"] = shift.moved_m and [round(value, 4) for value in shift.moved_m]
@@ -127,10 +128,16 @@ def _as_episode(outcome: Outcome, episode: EpisodePlan, detail: str, shift: Targ
     return head | {name: outcome.statistics[name] for name in _EPISODE_FIGURES if name in outcome.statistics}
 
 
+def _steps_done(results: Mapping[str, object]) -> str:
+    share = results["steps_done_share"]
+    return "" if share is None else f", {share:.1%} of the steps done"
+
+
 def _line(episode: Mapping[str, object]) -> str:
     word = "[green]success[/]" if episode["success"] else f"[red]{episode['outcome']}[/]"
     wrong = "  [red]wrong object[/]" if episode["wrong_object"] else ""
     told = "reason" if episode["outcome"] == "aborted" else "detail"
     why = "" if episode["success"] else f"  ({episode[told] or episode['reason']})"
     name = f"  {episode['executor']}" if episode["executor"] else ""
-    return f"seed {episode['seed']}  {word}  {episode['duration_s']:5.1f} s{wrong}{name}  {episode['instruction']}{why}"
+    steps = f"  {episode['steps_done']} of {episode['steps']} steps" if episode["steps"] > 1 else ""
+    return f"seed {episode['seed']}  {word}  {episode['duration_s']:5.1f} s{steps}{wrong}{name}  {episode['instruction']}{why}"

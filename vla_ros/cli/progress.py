@@ -26,10 +26,13 @@ class RolloutProgress:
         console: where to.
         instruction: what the policy was told.
         feedback: returns the newest feedback (fields of ExecuteTask's feedback).
+        steps: returns how many steps of the task are done, of how many.
     """
 
-    def __init__(self, console: Console, instruction: str, feedback: Callable[[], object]) -> None:
-        self._console, self._instruction, self._feedback = console, instruction, feedback
+    def __init__(
+        self, console: Console, instruction: str, feedback: Callable[[], object], steps: Callable[[], tuple[int, int]] = lambda: (0, 0)
+    ) -> None:
+        self._console, self._instruction, self._feedback, self._steps = console, instruction, feedback, steps
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._due_s = 0.0
 
@@ -59,8 +62,11 @@ class RolloutProgress:
             (f"{feedback.elapsed_s:5.1f} s  ", "bold"), (f'"{self._instruction}"  ', "cyan"), f"chunk {feedback.chunks:<4d} ",
             f"inference {feedback.inference_ms:3.0f} ms  ", f"observation age {feedback.observation_age_ms:3.0f} ms",
         )  # fmt: skip
+        done, steps = self._steps()
+        if steps > 1:
+            line.append(f"  step {min(done + 1, steps)} of {steps}", "bold")
         if feedback.skill:
-            line.append(f"  step {feedback.step}: {feedback.skill}")
+            line.append(f"  skill {feedback.step + 1}: {feedback.skill}")
         if feedback.hold_reason:
             line.append(f"  holds: {feedback.hold_reason}", "yellow")
         return line
@@ -73,6 +79,8 @@ def print_summary(console: Console, outcome: Outcome, files: list[Path]) -> None
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("outcome", word + Text(f"  {outcome.reason}" if outcome.reason else "", "default"))
     table.add_row("instruction", outcome.instruction)
+    if outcome.steps > 1:
+        table.add_row("steps", f"{outcome.steps_done} of {outcome.steps} done")
     table.add_row("duration", f"{outcome.duration_s:.1f} s, {figures['chunks']} chunks")
     for name, label, unit in (
         ("inference_ms", "inference", "ms"), ("observation_age_ms", "observation age", "ms"), ("tick_late_ms", "control tick late", "ms"),

@@ -21,7 +21,8 @@ EXIT_SUCCESS, EXIT_FAILURE, EXIT_ERROR = 0, 1, 2
 class Outcome:
     """How one rollout ended. `outcome` is a word of ExecuteTask ("success", "failure", "time_limit", "canceled", "aborted").
 
-    `statistics` are the figures of ExecuteTask's result; `wrong_object` tells whether an object that the task does not name was moved.
+    `statistics` are the figures of ExecuteTask's result; `wrong_object` tells whether an object that the task does not name was moved;
+    `steps_done` of the task's `steps` were done in the end (0 of 0 where nobody judges).
     """
 
     instruction: str
@@ -33,6 +34,8 @@ class Outcome:
     duration_s: float
     statistics: Mapping[str, object]
     wrong_object: bool = False
+    steps_done: int = 0
+    steps: int = 0
     extra: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -58,6 +61,7 @@ class Outcome:
         head = {
             "success": self.success, "instruction": self.instruction, "seed": self.seed, "duration_s": round(self.duration_s, 3),
             "outcome": self.outcome, "reason": self.reason, "task": self.task, "executor": self.executor, "wrong_object": self.wrong_object,
+            "steps_done": self.steps_done, "steps": self.steps,
         }  # fmt: skip
         return {**head, **self.statistics, **self.extra}
 

@@ -24,13 +24,15 @@ _JPEG_QUALITY = 92
 class Recorder:
     """Subscribes on `node`; between `begin` and `end` what arrives goes into `record`.
 
-    `tcp_m` is the newest measured TCP position [3] in base_link, `wrong_object` whether an object that the task does not name was moved.
+    `tcp_m` is the newest measured TCP position [3] in base_link, `wrong_object` whether an object that the task does not name was moved,
+    `steps` how many steps of the task are done, of how many.
     """
 
     def __init__(self, node: Node, rig: Rig, everything: bool) -> None:
         self.record = RolloutRecord()
         self.wrong_object = False
         self.task_detail = ""
+        self.steps = 0, 0
         self.tcp_m: np.ndarray | None = None
         self._recording = False
         self._clock = node.get_clock()
@@ -62,7 +64,7 @@ class Recorder:
 
     def forget_outcome(self) -> None:
         """After a reset of the scene: what was judged before does not count."""
-        self.wrong_object, self.task_detail = False, ""
+        self.wrong_object, self.task_detail, self.steps = False, "", (0, 0)
 
     def heard_all_robots(self) -> bool:
         """Whether every robot has told its state."""
@@ -85,7 +87,7 @@ class Recorder:
         self._robot_states[robot] = message.state
 
     def _on_task_outcome(self, message: vla.TaskOutcome) -> None:
-        self.task_detail = message.detail
+        self.task_detail, self.steps = message.detail, (message.steps_done, message.steps)
         self.wrong_object |= self._recording and message.wrong_object
 
     def _on_proprioception(self, message: vla.Proprioception) -> None:

@@ -75,7 +75,7 @@ def run_rollout(
     """Executes one task with live progress."""
     from vla_ros.cli.progress import RolloutProgress
 
-    with RolloutProgress(console, instruction, lambda: client.feedback) as progress:
+    with RolloutProgress(console, instruction, lambda: client.feedback, lambda: client.recorder.steps) as progress:
         return client.execute(instruction, time_limit_s, executor, task=task, seed=seed, on_turn=progress.turn)
 
 

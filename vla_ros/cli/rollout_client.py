@@ -197,7 +197,7 @@ class RolloutClient:
         statistics = json.loads(result.statistics or "{}")
         return Outcome(
             goal.instruction, task, seed, goal.executor or statistics.get("executor", ""), result.outcome, result.reason, result.duration_s,
-            statistics, self.recorder.wrong_object,
+            statistics, self.recorder.wrong_object, *self.recorder.steps,
         )  # fmt: skip
 
     def _check_feedback(self) -> None:

@@ -32,6 +32,7 @@ def tally(episodes: Sequence[Episode]) -> dict[str, object]:
     return {
         "success_rate": _rate(successes, len(episodes)),
         "success_interval_95": _rounded(wilson(successes, len(episodes))),
+        "steps_done_share": _steps_done(episodes),
         "wrong_object_rate": _rate(wrong, len(episodes)),
         "wrong_object_interval_95": _rounded(wilson(wrong, len(episodes))),
         "success_duration_s": {"mean": round(fmean(durations), 2), "median": round(median(durations), 2)} if durations else None,
@@ -104,7 +105,13 @@ def _thousandfold(figures: Mapping[str, float] | None, name: str) -> float | Non
 
 def _rates(episodes: Sequence[Episode]) -> dict[str, object]:
     total = tally(episodes)
-    return {name: total[name] for name in ("success_rate", "success_interval_95", "wrong_object_rate")}
+    return {name: total[name] for name in ("success_rate", "success_interval_95", "steps_done_share", "wrong_object_rate")}
+
+
+def _steps_done(episodes: Sequence[Episode]) -> float | None:
+    """The mean share of its steps that an episode had done in the end; None where no task has several."""
+    several = [episode["steps_done"] / episode["steps"] for episode in episodes if episode.get("steps", 1) > 1]
+    return round(fmean(several), 4) if several else None
 
 
 def _count(episodes: Sequence[Episode], name: str) -> int:

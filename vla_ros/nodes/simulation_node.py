@@ -67,7 +67,10 @@ class SimulationNode(VlaNode):
         judged = self._server.judge()
         outcome = TaskOutcome.SUCCESS if judged.success else TaskOutcome.FAILURE if judged.failed else TaskOutcome.RUNNING
         stamp = msgs.stamp_msg(self.now_ns())
-        message = TaskOutcome(stamp=stamp, task=self._server.task, outcome=outcome, wrong_object=judged.wrong_object, detail=judged.detail)
+        message = TaskOutcome(
+            stamp=stamp, task=self._server.task, outcome=outcome, wrong_object=judged.wrong_object, detail=judged.detail,
+            steps_done=judged.steps_done, steps=judged.steps,
+        )  # fmt: skip
         self._outcomes.publish(message)
 
     def _on_reset(self, request: ResetScene.Request, response: ResetScene.Response) -> ResetScene.Response:

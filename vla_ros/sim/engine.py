@@ -13,7 +13,8 @@ from vla_ros.sim.layout import ArmNames
 class Engine(Protocol):
     """Physics with the robot's control boxes in front of it. One thread steps it.
 
-    `model`, `data` are there from `start` on; `step_s` is simulated time per step; `arms` names the arms' parts in the model.
+    `model`, `data` are there from `start` on and others after `furnish`; `step_s` is simulated time per step; `arms` names the arms' parts
+    in the model.
     """
 
     step_s: float
@@ -26,6 +27,9 @@ class Engine(Protocol):
 
     def step(self) -> None:
         """Lets `step_s` pass."""
+
+    def furnish(self, drawer: bool) -> None:
+        """Makes the scene with or without a drawer the one that is played. Only a table that has one (`Layout.kinds`) is asked for it."""
 
     def rest(self, widths_m: Mapping[str, float]) -> None:
         """The arms were put somewhere else: their controllers hold them there, with the grippers open so far."""

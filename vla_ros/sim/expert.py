@@ -9,10 +9,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vla_ros.core.rotations import conjugate, multiply, nearest_rotvec, quat_to_rotvec, rotvec_to_quat
+from vla_ros.core.rotations import conjugate, multiply, quat_to_rotvec, rotvec_to_quat
+from vla_ros.sim.drawer import RIM_M
 from vla_ros.sim.layout import Reach, down_rotvec
-from vla_ros.sim.tasks import BLOCKS, Task
-from vla_ros.sim.world import BLOCK_M, BOWL_RADIUS_M, BOWL_RIM_M, PLATE_RADIUS_M, World, resting_height_m
+from vla_ros.sim.tasks import BLOCKS, DRAWER, Goal
+from vla_ros.sim.world import (
+    BLOCK_M,
+    BOWL_RADIUS_M,
+    BOWL_RIM_M,
+    PILE_M,
+    PLATE_RADIUS_M,
+    Hand,
+    World,
+    in_drawer,
+    resting_height_m,
+)
 
 DT_S = 0.1
 BEFORE_GRASP, HELD, PLACED = 0, 1, 2
@@ -20,9 +31,13 @@ CHANNELS = ("tcp.x", "tcp.y", "tcp.z", "tcp.rx", "tcp.ry", "tcp.rz", "gripper.cl
 
 TURN_RAD_S = 1.5
 APPROACH = 0.45  # share of the remaining way that a row covers, where that is less than full speed
+OPEN_MARGIN_M = 0.018  # wider than what they hold by this, fingers are open
+GONE_M = 0.06  # farther from a hand than this a thing is out of its way
 HOVER_M = 0.10  # above a block before coming down on it
 OPEN_M = BLOCK_M + 0.018
 FRANKA = Reach()
+# Where each of three blocks goes in the bowl, from its middle: side by side across the fingers' axis, so that they find room.
+_SLOTS_M = ((-0.0215, -0.0135), (0.0215, -0.0135), (0.0, 0.0285))
 _DOWN = rotvec_to_quat(np.array(down_rotvec(0.0)))
 
 
@@ -36,34 +51,14 @@ class Step:
     stage: int
 
 
-def plan_chunk(world: World, task: Task, rows: int, reach: Reach = FRANKA) -> tuple[np.ndarray, int]:
-    """Rolls the expert out from `world` as if every row were met exactly.
-
-    Returns:
-        [rows, 7] in the order of `CHANNELS`: row k is what to command k * DT_S from now (one step ahead of where the hand is then);
-        the stage now: BEFORE_GRASP, HELD or PLACED.
-    """
-    chunk = np.empty((rows, 7))
-    first = None
-    reference = np.array(down_rotvec(reach.heading_rad))
-    for row in range(rows):
-        step = decide(world, task, reach)
-        first = step.stage if first is None else first
-        position, quat = advance(world, step, reach)
-        reference = nearest_rotvec(quat_to_rotvec(quat), reference)
-        chunk[row] = *position, *reference, step.closed
-        world = imagine(world, task, step, position, quat, reach)
-    return chunk, int(first)
-
-
-def decide(world: World, task: Task, reach: Reach = FRANKA) -> Step:
+def decide(world: World, goal: Goal, reach: Reach = FRANKA) -> Step:
     """What to do now, given everything."""
-    block, goal = world.position[task.block], world.position[task.goal]
-    if is_placed(world, task):
+    block = world.position[goal.block]
+    if is_placed(world, goal):
         return leave(world, block, reach)
-    if is_held(world, task.block):
-        return _carry(world, task, block, goal, reach)
-    return _fetch(world, task, block, reach)
+    if is_held(world, goal.block):
+        return _carry(world, goal, reach)
+    return _fetch(world, goal.block, reach)
 
 
 def is_held(world: World, block: str) -> bool:
@@ -72,18 +67,23 @@ def is_held(world: World, block: str) -> bool:
     return abs(world.gripper_width_m - BLOCK_M) < 0.005 and float(near[:2].max()) < 0.025 and near[2] < 0.025
 
 
-def is_placed(world: World, task: Task) -> bool:
+def is_placed(world: World, goal: Goal) -> bool:
     """Whether the block lies at its goal, whatever the hand does."""
-    block, goal = world.position[task.block], world.position[task.goal]
-    away = float(np.hypot(*(block - goal)[:2]))
-    high = float(block[2]) - resting_height_m(task.goal, world.position)
-    if task.goal == "bowl":  # also on its way down from the rim, once the fingers let go
-        return away < BOWL_RADIUS_M - 0.012 and (high < 0.012 or (high < 0.06 and world.gripper_width_m > BLOCK_M + 0.005))
-    return away < (PLATE_RADIUS_M - 0.02 if task.goal == "plate" else 0.018) and abs(high) < 0.006
+    block = world.position[goal.block]
+    away = float(np.hypot(*(block - world.position[goal.goal])[:2]))
+    high = float(block[2]) - resting_height_m(goal.goal, world.position)
+    let_go = world.gripper_width_m > BLOCK_M + 0.005
+    if goal.slot is not None:
+        return away < BOWL_RADIUS_M and high < PILE_M and (let_go or np.linalg.norm(block - world.tcp_position) > GONE_M)
+    if goal.goal == DRAWER:
+        return in_drawer(world, goal.block, below_m=0.09) and (high < 0.012 or let_go)
+    if goal.goal == "bowl":  # also on its way down from the rim, once the fingers let go
+        return away < BOWL_RADIUS_M - 0.012 and (high < 0.012 or (high < 0.06 and let_go))
+    return away < (PLATE_RADIUS_M - 0.02 if goal.goal == "plate" else 0.018) and abs(high) < 0.006
 
 
-def _fetch(world: World, task: Task, block: np.ndarray, reach: Reach) -> Step:
-    yaw = _grasp_yaw(world, task.block, reach.heading_rad)
+def _fetch(world: World, name: str, reach: Reach) -> Step:
+    block, yaw = world.position[name], _grasp_yaw(world, name, reach.heading_rad)
     offset = block - world.tcp_position
     away, turn = float(np.hypot(offset[0], offset[1])), abs(_quarter(yaw - yaw_of(world.tcp_quat_xyzw)))
     # A funnel: the hand may only be as low as it is well placed, so that it never pushes the block or a neighbour.
@@ -104,17 +104,29 @@ def _fetch(world: World, task: Task, block: np.ndarray, reach: Reach) -> Step:
     return Step(target, yaw, False, BEFORE_GRASP)
 
 
-def _carry(world: World, task: Task, block: np.ndarray, goal: np.ndarray, reach: Reach) -> Step:
-    offset = goal[:2] - block[:2]
+def drop_point(world: World, goal: Goal) -> np.ndarray:
+    """Where the centre of a held block is when the fingers let go: [3] m."""
+    point = world.position[goal.goal].copy()
+    point[2] = resting_height_m(goal.goal, world.position) + 0.002
+    if goal.slot is not None:
+        point[:2] += _SLOTS_M[goal.slot]
+        others = [world.position[name] for name in BLOCKS if name != goal.block]
+        beside = [other[2] + BLOCK_M + 0.004 for other in others if np.hypot(*(other - point)[:2]) < 1.7 * BLOCK_M]
+        point[2] = max([BOWL_RIM_M + 0.016, *beside])  # let go above the rim and the neighbours, it drops the rest
+    elif goal.goal in ("bowl", DRAWER):
+        point[2] = BOWL_RIM_M - 0.006 if goal.goal == "bowl" else RIM_M + 0.010  # the fingers stay above the rim, the block drops a little
+    return point
+
+
+def _carry(world: World, goal: Goal, reach: Reach) -> Step:
+    block, point = world.position[goal.block], drop_point(world, goal)
+    offset, release = point[:2] - block[:2], float(point[2])
     away = float(np.hypot(*offset))
-    on_block = task.goal in BLOCKS
-    release = resting_height_m(task.goal, world.position) + 0.002
-    if task.goal == "bowl":
-        release = BOWL_RIM_M - 0.006  # the fingers stay above the rim, the block drops a little
+    on_block = goal.goal in BLOCKS
     here = yaw_of(world.tcp_quat_xyzw)
-    yaw = here + _quarter(world.yaw[task.goal] - world.yaw[task.block]) if on_block else reach.heading_rad
+    yaw = here + _quarter(world.yaw[goal.goal] - world.yaw[goal.block]) if on_block else reach.heading_rad
     turn = abs(yaw - here) if on_block else 0.0
-    near = 0.004 if on_block else 0.010
+    near = 0.004 if on_block or goal.slot is not None else 0.010
     above = min(reach.carry_m - release, max(3.0 * max(away - near, 0.0), 0.3 * max(turn - 0.08, 0.0)))
     target = world.tcp_position + np.array([*offset, release + above - block[2]])
     clear = float(np.clip((block[2] - 0.035) / 0.05, 0.0, 1.0)) if away > 0.06 else 1.0
@@ -126,11 +138,29 @@ def _carry(world: World, task: Task, block: np.ndarray, goal: np.ndarray, reach:
 def leave(world: World, block: np.ndarray, reach: Reach) -> Step:
     """Opens, and goes up once the fingers are clear of the block."""
     target, here = world.tcp_position.copy(), yaw_of(world.tcp_quat_xyzw)
-    clear = world.gripper_width_m > OPEN_M or np.linalg.norm(block - world.tcp_position) > 0.06
+    clear = world.gripper_width_m > OPEN_M or np.linalg.norm(block - world.tcp_position) > GONE_M
     if clear:
         target[2] = reach.retreat_m
     high = clear and world.tcp_position[2] > reach.retreat_m - 0.07
     return Step(target, reach.heading_rad if high else here, False, PLACED)
+
+
+def take(hand: Hand, point: np.ndarray, yaw: float, thickness_m: float) -> Step:
+    """Comes down on `point` through a funnel with open fingers, and closes there on a thing that looks alike from behind."""
+    offset = point - hand.position
+    away, turn = float(np.hypot(*offset[:2])), abs(half_turn(yaw - yaw_of(hand.quat_xyzw)))
+    slack = 2.0 if hand.width_m < thickness_m + OPEN_MARGIN_M else 1.0
+    if away < 0.008 * slack and abs(offset[2]) < 0.010 * slack and turn < 0.12 * slack:
+        return Step(point, yaw, True, BEFORE_GRASP)
+    above = min(HOVER_M, max(4.0 * max(away - 0.010, 0.0), 0.25 * max(turn - 0.10, 0.0)))
+    target = np.add(point, (0.0, 0.0, above))
+    if hand.width_m < thickness_m + OPEN_MARGIN_M:
+        target[2] = max(target[2], point[2] + 0.07)
+        if hand.position[2] < target[2] - 0.01:
+            target[:2] = hand.position[:2]
+    elif hand.position[2] < point[2] + above - 0.03:
+        target[:2] = hand.position[:2]
+    return Step(target, yaw, False, BEFORE_GRASP)
 
 
 def advance(world: World, step: Step, reach: Reach) -> tuple[np.ndarray, np.ndarray]:
@@ -146,22 +176,22 @@ def advance(world: World, step: Step, reach: Reach) -> tuple[np.ndarray, np.ndar
     return position, multiply(rotvec_to_quat(turn * share), world.tcp_quat_xyzw)
 
 
-def imagine(world: World, task: Task, step: Step, position: np.ndarray, quat: np.ndarray, reach: Reach) -> World:
+def imagine(world: World, goal: Goal, step: Step, position: np.ndarray, quat: np.ndarray, reach: Reach) -> World:
     """The world DT_S later: hand at its target, fingers moved, a held block carried along, a released one fallen."""
-    around = float(np.abs(world.position[task.block] - world.tcp_position).max()) < 0.03
+    around = float(np.abs(world.position[goal.block] - world.tcp_position).max()) < 0.03
     width = world.gripper_width_m + (-1 if step.closed else 1) * reach.gripper_m_s * DT_S
     width = float(np.clip(width, BLOCK_M if around else 0.0, reach.width_max_m))
-    held = is_held(world, task.block)
+    held = is_held(world, goal.block)
     after = replace(world, tcp_position=position, tcp_quat_xyzw=quat, gripper_width_m=width)
     if not held:
         return after
-    block = world.position[task.block] + position - world.tcp_position
+    block = world.position[goal.block] + position - world.tcp_position
     if width < BLOCK_M + 0.005:
-        return after.with_object(task.block, block, world.yaw[task.block] + yaw_of(quat) - yaw_of(world.tcp_quat_xyzw))
-    away = float(np.hypot(*(block - world.position[task.goal])[:2]))
-    over = away < (0.03 if task.goal in BLOCKS else BOWL_RADIUS_M)
-    block[2] = resting_height_m(task.goal, world.position) if over else BLOCK_M / 2
-    return after.with_object(task.block, block, world.yaw[task.block])
+        return after.with_object(goal.block, block, world.yaw[goal.block] + yaw_of(quat) - yaw_of(world.tcp_quat_xyzw))
+    away = float(np.hypot(*(block - world.position[goal.goal])[:2]))
+    over = away < (0.03 if goal.goal in BLOCKS else BOWL_RADIUS_M)
+    block[2] = resting_height_m(goal.goal, world.position) if over else BLOCK_M / 2
+    return after.with_object(goal.block, block, world.yaw[goal.block])
 
 
 def _grasp_yaw(world: World, block: str, heading_rad: float) -> float:
@@ -187,6 +217,11 @@ def yaw_of(quat_xyzw: np.ndarray) -> float:
     """Heading (rad) of the hand's x axis."""
     x, y, z, w = quat_xyzw
     return float(np.arctan2(2 * (x * y + z * w), 1 - 2 * (y * y + z * z)))
+
+
+def half_turn(angle: float) -> float:
+    """The same angle up to half turns, in -pi/2 .. pi/2."""
+    return float((angle + np.pi / 2) % np.pi - np.pi / 2)
 
 
 def _quarter(angle: float) -> float:

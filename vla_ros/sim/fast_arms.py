@@ -21,15 +21,17 @@ _STRIDE_M = 0.05 * CONTROL_S  # of one finger in a control
 _LEAD_RAD = 0.15  # how far a servo's goal runs ahead of a joint that something stops
 
 
-def driven_scene(embodiment: Embodiment) -> ET.Element:
+def driven_scene(embodiment: Embodiment, drawer: bool = False) -> ET.Element:
     """Returns the MJCF of the table whose arms take joint velocities (rad/s) and whose fingers take positions (m).
+
+    With `drawer` it is the table with the drawer, which only the Franka has.
 
     Raises:
         ConfigError: the embodiment has no table.
     """
     names = arm_names(embodiment)
     if embodiment.name == "franka":
-        return _franka_scene(embodiment, names["arm"])
+        return _franka_scene(embodiment, names["arm"], drawer)
     scene = arm_scene(embodiment)
     if len(embodiment.robots) > 1:
         # Without these a bar that is held at one end turns slowly between the fingers, and a shaken hand loses it.
@@ -47,9 +49,9 @@ def driven_scene(embodiment: Embodiment) -> ET.Element:
     return scene
 
 
-def _franka_scene(embodiment: Embodiment, names: ArmNames) -> ET.Element:
+def _franka_scene(embodiment: Embodiment, names: ArmNames, drawer: bool) -> ET.Element:
     """Replaces franky-sim's torque control by velocity servos of the same gain."""
-    scene = build_simulator(embodiment.robots["arm"].home_rad).scene
+    scene = build_simulator(embodiment.robots["arm"].home_rad, drawer).scene
     scene.find("option").set("timestep", str(TIMESTEP_S))
     for body in scene.find(f"worldbody/body[@name='{ROBOT}base']").iter("body"):
         body.set("gravcomp", "1")

@@ -10,7 +10,7 @@ import numpy as np
 from vla_ros.core.errors import DeviceError
 from vla_ros.core.rig import Rig
 from vla_ros.sim.layout import arm_names
-from vla_ros.sim.scene import build_simulator
+from vla_ros.sim.scene import ROBOT, build_simulator
 
 
 class FrankyEngine:
@@ -40,9 +40,24 @@ class FrankyEngine:
             ) from error
         self._robot = self._simulator.robots[0]
         self.model, self.data = self._simulator.model, self._simulator.data
+        # Compiled now: the control box must not pause later.
+        other = build_simulator(tuple(self._home), drawer=True)
+        other.init()
+        other.start()
+        self._scenes = {False: (self.model, self.data), True: (other.model, other.data)}
 
     def step(self) -> None:
         self._server.run_once(realtime=False)
+
+    def furnish(self, drawer: bool) -> None:
+        model, data = self._scenes[drawer]
+        if model is self.model:
+            return
+        data.time, data.qfrc_applied[:] = self.data.time, 0.0
+        self.model, self.data = model, data
+        # franky-sim has no word for this: the simulator and its robot are pointed to another model of the same arm.
+        self._simulator._mj_model, self._simulator._mj_data = model, data
+        self._robot._attach_to_scene(model, data, ROBOT)
 
     def rest(self, widths_m: Mapping[str, float]) -> None:
         """An idle control box holds where it last stopped, and would drive the arm back there."""

@@ -53,7 +53,7 @@ class Layout:
     """One table.
 
     Areas are ((x low, x high), (y low, y high)) in m, for centres; `apart_m` is the room between two containers, a block and a container,
-    two blocks; `meeting_m` is where two hands meet.
+    two blocks; `meeting_m` is where two hands meet; `kinds` are the kinds of tasks (`tasks.KINDS`) that its arms can do.
     """
 
     block_area_m: Area
@@ -62,10 +62,16 @@ class Layout:
     arms: Mapping[str, Reach]
     apart_m: tuple[float, float, float] = (0.17, 0.13, 0.09)
     meeting_m: tuple[float, float, float] = (0.0, 0.0, 0.15)
+    kinds: tuple[str, ...] = ("place", "stack")
 
     @property
     def bimanual(self) -> bool:
         return len(self.arms) > 1
+
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """The kinds that tasks are drawn from where nobody asks for one."""
+        return ("bimanual", "place") if self.bimanual else ("place",)
 
 
 def _front(x: float, z: float, fovy_deg: float, down: float = 0.49) -> CameraPose:
@@ -91,6 +97,7 @@ LAYOUTS: dict[str, Layout] = {
             "wrist": CameraPose("robot0_hand", "0.07 0 0.02", "0 1 0 0.988 0 0.156", 75.0),
         },
         {"arm": Reach()},
+        kinds=("place", "stack", "drawer", "clear"),
     ),
     "kinova": Layout(
         ((0.35, 0.60), (-0.20, 0.20)),
@@ -115,6 +122,8 @@ LAYOUTS: dict[str, Layout] = {
         },
         apart_m=(0.17, 0.12, 0.08),
         meeting_m=(0.0, 0.0, 0.15),
+        # A ViperX does not reach high enough over the middle of its table to stack.
+        kinds=("place", "bimanual"),
     ),
     "aloha_piper": Layout(
         ((0.08, 0.32), (-0.17, 0.17)),
@@ -126,6 +135,7 @@ LAYOUTS: dict[str, Layout] = {
         },
         apart_m=(0.165, 0.115, 0.075),
         meeting_m=(0.20, 0.0, 0.15),
+        kinds=("place", "bimanual"),
     ),
 }
 LAYOUTS["piper_joints"] = LAYOUTS["piper"]

@@ -11,6 +11,7 @@ from math import cos, pi, sin
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vla_ros.sim.drawer import add_drawer
 from vla_ros.sim.layout import Layout, layout_of
 from vla_ros.sim.meshes import light_mesh
 from vla_ros.sim.tasks import BAR, BLOCKS, CONTAINERS, TRAY
@@ -44,8 +45,11 @@ GRIP = {"friction": "1.3 0.01 0.001", "condim": "4", "solref": "0.005 1", "solim
 _KP_SCALE, _KV_SCALE = 2.0, 0.3  # franky-sim's own gains lag 100 ms, these 14 ms
 
 
-def build_simulator(initial_q: tuple[float, ...]) -> MujocoSimulator:
-    """Returns a franky-sim simulator that holds the whole scene and is not yet started; `initial_q` [7] rad."""
+def build_simulator(initial_q: tuple[float, ...], drawer: bool = False) -> MujocoSimulator:
+    """Returns a franky-sim simulator that holds the whole scene and is not yet started; `initial_q` [7] rad.
+
+    With `drawer` there is a drawer instead of plate and bowl.
+    """
     from franky_sim.mujoco_simulator import MUJOCO_DEFAULT_KP, MUJOCO_DEFAULT_KV, MujocoSimulator
 
     simulator = MujocoSimulator(enable_visualization=False)
@@ -60,16 +64,19 @@ def build_simulator(initial_q: tuple[float, ...]) -> MujocoSimulator:
     _add_look(scene)
     _lighten(scene)
     _tune_hand(scene.find("worldbody"))
-    furnish(scene, layout_of("franka"))
+    furnish(scene, layout_of("franka"), drawer)
     return simulator
 
 
-def furnish(scene: ET.Element, layout: Layout) -> None:
+def furnish(scene: ET.Element, layout: Layout, drawer: bool = False) -> None:
     """Adds the table, the objects and the cameras."""
     world = scene.find("worldbody")
     _add_table(world)
-    for name in CONTAINERS:
-        _add_container(world, name)
+    if drawer:
+        add_drawer(world, GRIP)
+    else:
+        for name in CONTAINERS:
+            _add_container(world, name)
     for name in BLOCKS:
         add_loose(world, name, "0.06", [("box", [BLOCK_M / 2] * 3, (0.0, 0.0, 0.0))])
     if layout.bimanual:

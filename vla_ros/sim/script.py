@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import mujoco
 import numpy as np
@@ -10,12 +11,12 @@ import numpy as np
 from vla_ros.core.channels import join
 from vla_ros.core.embodiment import Embodiment, load_embodiment
 from vla_ros.core.errors import ConfigError, PolicyError
-from vla_ros.core.types import ActionChunk, Inference, Observation, PolicySpec
-from vla_ros.sim.bimanual import plan_pair
-from vla_ros.sim.expert import CHANNELS, DT_S, plan_chunk
+from vla_ros.core.types import ActionChunk, Inference, Observation, PolicySpec, SkillPlan
+from vla_ros.sim.expert import CHANNELS, DT_S
 from vla_ros.sim.ik import SceneIk
 from vla_ros.sim.layout import arm_names, layout_of
 from vla_ros.sim.mirror import MirrorReader, find_mirror
+from vla_ros.sim.planner import Plan, plan
 from vla_ros.sim.state import SceneState
 from vla_ros.sim.tasks import Task, parse_task
 
@@ -62,13 +63,14 @@ class ScriptPolicy:
         except ConfigError as error:
             raise PolicyError(f"the scripted policy reads canonical instructions only: {error}") from None
         stamp_ns = self._look()
-        rows, stage = self._plan(task)
+        planned = self._plan(task)
         chunk = ActionChunk(
-            stamp_ns, DT_S, self.spec.channels, rows, self._sequence, "script", self.spec.embodiment,
-            time.perf_counter() - began_s, {"stage": float(stage)},
+            stamp_ns, DT_S, self.spec.channels, planned.rows, self._sequence, "script", self.spec.embodiment,
+            time.perf_counter() - began_s, {"stage": float(planned.stage)},
         )  # fmt: skip
         self._sequence += 1
-        return Inference(chunk)
+        skill = task.chain[planned.skill]
+        return Inference(chunk, SkillPlan(stamp_ns, task.chain, planned.skill, skill.split()[0], skill))
 
     def _channels(self) -> tuple[str, ...]:
         channels: list[str] = []
@@ -93,15 +95,13 @@ class ScriptPolicy:
         mujoco.mj_kinematics(self._model, self._data)
         return snapshot.stamp_ns
 
-    def _plan(self, task: Task) -> tuple[np.ndarray, int]:
-        world, horizon = self._scene.world(self._data), self.spec.horizon
-        if task.block not in world.position:
-            raise PolicyError(f"'{task.text}': there is no {task.block} on the table of embodiment {self._embodiment.name}")
-        if self._layout.bimanual:
-            rows, stage = plan_pair(world, task, horizon, self._layout)
-        else:
-            rows, stage = plan_chunk(world, task, horizon, next(iter(self._layout.arms.values())))
-        return (self._as_joints(rows) if self._joints else rows), stage
+    def _plan(self, task: Task) -> Plan:
+        world = self._scene.world(self._data)
+        missing = [goal.block for goal in task.goals if goal.block not in world.position]
+        if missing:
+            raise PolicyError(f"'{task.text}': there is no {missing[0]} on the table of embodiment {self._embodiment.name}")
+        planned = plan(world, task, self.spec.horizon, self._layout)
+        return replace(planned, rows=self._as_joints(planned.rows)) if self._joints else planned
 
     def _as_joints(self, rows: np.ndarray) -> np.ndarray:
         """Replaces the pose [6] of each arm by its joint positions [N]."""

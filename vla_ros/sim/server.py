@@ -22,9 +22,9 @@ from vla_ros.sim.engine import Engine
 from vla_ros.sim.judge import Judge, Outcome
 from vla_ros.sim.layout import layout_of
 from vla_ros.sim.mirror import MirrorWriter, mirror_path
-from vla_ros.sim.placement import draw_placement
+from vla_ros.sim.placement import check_task, draw_placement
 from vla_ros.sim.state import SceneState
-from vla_ros.sim.tasks import parse_task, task_of_seed
+from vla_ros.sim.tasks import Task, parse_task, task_of_seed
 
 MIRROR_S = 0.008  # 125 Hz: cameras at 30 Hz see states at most 8 ms old
 JUDGE_S = 0.02
@@ -49,7 +49,7 @@ class TabletopServer:
 
     def __init__(self, rig: Rig, domain: int | None = None) -> None:
         self.address = rig.simulation.address
-        self._seed, self._domain = rig.simulation.seed, domain
+        self._seed, self._domain, self._embodiment = rig.simulation.seed, domain, rig.embodiment.name
         self._layout = layout_of(rig.embodiment.name)
         self._home = {name: np.array(robot.home_rad) for name, robot in rig.embodiment.robots.items()}
         self._open = {name: reach.width_max_m for name, reach in self._layout.arms.items()}
@@ -58,6 +58,7 @@ class TabletopServer:
         self._motion: deque[tuple[int, float, float]] = deque(maxlen=round(LOG_S / LOG_PERIOD_S))
         self._clock: deque[tuple[float, int]] = deque(maxlen=6)
         self._running = threading.Event()
+        self._mirror: MirrorWriter | None = None
         self._thread: threading.Thread | None = None
         self._fault: BaseException | None = None
 
@@ -68,11 +69,8 @@ class TabletopServer:
             DeviceError: the address is taken or not of this machine.
         """
         self._engine.start()
-        self._model, self._data = self._engine.model, self._engine.data
-        self._scene = SceneState(self._model, self._engine.arms)
-        self._arm_dof = np.concatenate(list(self._scene.arm_dof.values()))
-        self._mirror = MirrorWriter(mirror_path(self.address, self._domain), self._model)
         self._step = 0
+        self._show(drawer=False)
         self._place(self._seed, self._task_of(self._seed))
         self._clock.append((time.monotonic(), self._step))
         self._running.set()
@@ -85,8 +83,9 @@ class TabletopServer:
         Raises:
             ConfigError: not a task of this table. DeviceError: the simulation is not running.
         """
-        text = parse_task(task).text if task else self._task_of(seed)
-        return self._between_steps(lambda: self._place(seed, text))
+        wanted = parse_task(task) if task else self._task_of(seed)
+        check_task(wanted, self._layout, self._embodiment)
+        return self._between_steps(lambda: self._place(seed, wanted))
 
     def move_object(self, name: str, dx_m: float, dy_m: float) -> str:
         """Shifts an object along the table ("" is the block that the task names); returns its name. Raises ConfigError."""
@@ -119,8 +118,8 @@ class TabletopServer:
 
     @property
     def task_block(self) -> str:
-        """The block that the task moves."""
-        return self._judge.task.block
+        """The block that the task moves, the first of several."""
+        return self._judge.task.blocks[0]
 
     @property
     def real_time_factor(self) -> float:
@@ -176,20 +175,28 @@ class TabletopServer:
     def _due(self, period_s: float) -> bool:
         return self._step % round(period_s / self._engine.step_s) == 0
 
-    def _task_of(self, seed: int) -> str:
-        return task_of_seed(seed, self._layout.bimanual).text
+    def _task_of(self, seed: int) -> Task:
+        return task_of_seed(seed, self._layout.drawn)
 
-    def _place(self, seed: int, text: str) -> str:
-        task = parse_task(text)
-        if task.block not in self._scene.objects:
-            raise ConfigError(f"task '{text}': there is no {task.block} on this table; it has {', '.join(self._scene.objects)}")
+    def _show(self, drawer: bool) -> None:
+        """Goes over to the scene with or without the drawer; who looks at the mirror meets another model there."""
+        self._engine.furnish(drawer)
+        if self._mirror is not None and self._engine.model is self._model:
+            return
+        self._model, self._data = self._engine.model, self._engine.data
+        self._scene = SceneState(self._model, self._engine.arms)
+        self._arm_dof = np.concatenate(list(self._scene.arm_dof.values()))
+        self._mirror = MirrorWriter(mirror_path(self.address, self._domain), self._model)
+
+    def _place(self, seed: int, task: Task) -> str:
+        self._show(task.drawer)
         self._scene.write(self._data, draw_placement(seed, self._layout, task), self._home, self._open)
         mujoco.mj_forward(self._model, self._data)
         self._engine.rest(self._open)
         self._judge = Judge(task, self._scene.world(self._data))
         self._judge.update(self._scene.world(self._data), self._data.time)
         self._mirror.write(self._data.qpos, self._data.time, time.time_ns())
-        return text
+        return task.text
 
     def _shift(self, name: str, dx_m: float, dy_m: float) -> str:
         self._scene.shift(self._data, name, dx_m, dy_m)

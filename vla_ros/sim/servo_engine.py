@@ -129,6 +129,9 @@ class ServoEngine:
             for plant in self._plants.values():
                 plant.look()
 
+    def furnish(self, drawer: bool) -> None:
+        """There is but one scene."""
+
     def rest(self, widths_m: Mapping[str, float]) -> None:
         for arm, plant in self._plants.items():
             plant.rest(widths_m[arm])

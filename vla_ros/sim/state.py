@@ -8,9 +8,10 @@ import mujoco
 import numpy as np
 
 from vla_ros.core.rotations import matrix_to_quat
+from vla_ros.sim.drawer import SPOT_M
 from vla_ros.sim.layout import ArmNames
 from vla_ros.sim.placement import Placement
-from vla_ros.sim.tasks import BAR, BLOCKS, CONTAINERS, TRAY
+from vla_ros.sim.tasks import BAR, BLOCKS, CONTAINERS, DRAWER, TRAY
 from vla_ros.sim.world import BAR_M, BLOCK_M, Hand, World
 
 RESTING_M = {**dict.fromkeys(BLOCKS, BLOCK_M / 2), BAR: BAR_M[2] / 2, TRAY: 0.0}
@@ -32,11 +33,14 @@ class SceneState:
         self.arm_dof = {name: np.array([model.joint(joint).dofadr[0] for joint in arm.joints]) for name, arm in arms.items()}
         self.fingers = {name: np.array([model.joint(joint).qposadr[0] for joint in arm.fingers]) for name, arm in arms.items()}
         self.finger_dof = {name: np.array([model.joint(joint).dofadr[0] for joint in arm.fingers]) for name, arm in arms.items()}
-        loose = [name for name in (*BLOCKS, BAR, TRAY) if mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, name) >= 0]
+        bodies = {model.body(number).name for number in range(model.nbody)}
+        loose = [name for name in (*BLOCKS, BAR, TRAY) if name in bodies]
+        slides = {name: name for name in CONTAINERS if name in bodies} | ({DRAWER: "cabinet"} if DRAWER in bodies else {})
         self._free = {name: int(model.joint(name).qposadr[0]) for name in loose}
-        self._slides = {name: [int(model.joint(f"{name} {axis}").qposadr[0]) for axis in "xy"] for name in CONTAINERS}
+        self._slides = {name: [int(model.joint(f"{body} {axis}").qposadr[0]) for axis in "xy"] for name, body in slides.items()}
         self._velocity = {name: slice(int(model.joint(name).dofadr[0]), int(model.joint(name).dofadr[0]) + 6) for name in loose}
-        self._velocity |= {name: [int(model.joint(f"{name} {axis}").dofadr[0]) for axis in "xy"] for name in CONTAINERS}
+        self._velocity |= {name: [int(model.joint(f"{body} {axis}").dofadr[0]) for axis in "xy"] for name, body in slides.items()}
+        self._drawer = int(model.joint(DRAWER).qposadr[0]) if DRAWER in bodies else None
         self._tcp = {name: int(model.site(arm.site).id) for name, arm in arms.items()}
 
     @property
@@ -51,8 +55,10 @@ class SceneState:
         for name, position_rad in arms_rad.items():
             data.qpos[self.arm[name]] = position_rad
             data.qpos[self.fingers[name]] = widths_m[name] / 2
-        for name in CONTAINERS:
-            data.qpos[self._slides[name]] = placement.position[name]
+        for name, slide in self._slides.items():
+            data.qpos[slide] = placement.position[name]
+        if self._drawer is not None:
+            data.qpos[self._drawer] = placement.opening_m
         for name, start in self._free.items():
             yaw = placement.yaw[name]
             data.qpos[start : start + 3] = *placement.position[name], RESTING_M[name]
@@ -60,7 +66,7 @@ class SceneState:
 
     def shift(self, data: mujoco.MjData, name: str, dx_m: float, dy_m: float) -> None:
         """Moves one object along the table and stops it."""
-        address = self._slides[name] if name in CONTAINERS else slice(self._free[name], self._free[name] + 2)
+        address = self._slides[name] if name in self._slides else slice(self._free[name], self._free[name] + 2)
         data.qpos[address] += (dx_m, dy_m)
         data.qvel[self._velocity[name]] = 0
 
@@ -75,8 +81,11 @@ class SceneState:
 
     def world(self, data: mujoco.MjData) -> World:
         """Reads everything, as the first arm sees it; needs `mj_kinematics` after the last change of qpos."""
-        position = {name: np.array([*data.qpos[self._slides[name]], 0.0]) for name in CONTAINERS}
-        yaw, tilt = {}, {}
+        position = {name: np.array([*data.qpos[slide], 0.0]) for name, slide in self._slides.items()}
+        yaw, tilt, opening_m = {}, {}, 0.0
+        if self._drawer is not None:
+            opening_m = float(data.qpos[self._drawer])
+            position[DRAWER][0] += SPOT_M + opening_m
         for name, start in self._free.items():
             position[name] = data.qpos[start : start + 3].copy()
             turn = data.qpos[start + 3 : start + 7]
@@ -85,7 +94,7 @@ class SceneState:
                 tilt[name] = _tilt(turn)
         hands = {name: self.hand(data, name) for name in self.arm}
         first = next(iter(hands.values()))
-        return World(first.position, first.quat_xyzw, first.width_m, position, yaw, hands if len(hands) > 1 else {}, tilt)
+        return World(first.position, first.quat_xyzw, first.width_m, position, yaw, hands if len(hands) > 1 else {}, tilt, opening_m)
 
 
 def _yaw(quat_wxyz: np.ndarray) -> float:

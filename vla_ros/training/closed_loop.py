@@ -14,15 +14,18 @@ from vla_ros.core.types import Frame, Observation, Proprioception
 from vla_ros.policies import load_policy
 from vla_ros.training.config import TrainingConfig
 from vla_ros.training.phrasings import held_out
-from vla_ros.training.simulator import Simulator, View, open_simulator
+from vla_ros.training.simulator import Outcome, Simulator, View, open_simulator
 from vla_ros.training.sources import Source
 
-LONGEST_STEPS = 120
+LONGEST_STEPS = 120  # for each step of the task
 
 
 @dataclass(frozen=True)
 class Result:
-    """Shares of `episodes`; `mean_steps` counts policy-rate steps of the successful ones."""
+    """Shares of `episodes`; `mean_steps` counts policy-rate steps of the successful ones.
+
+    `progress` is the mean share of a task's own steps (open, put in, close) that were done in the end.
+    """
 
     episodes: int
     success_rate: float
@@ -30,9 +33,10 @@ class Result:
     mean_steps: float
     execute_steps: int
     delay_steps: int
+    progress: float = 0.0
 
     def __str__(self) -> str:
-        rates = f"success {self.success_rate:.1%}, wrong object {self.wrong_object_rate:.1%}"
+        rates = f"success {self.success_rate:.1%}, progress {self.progress:.1%}, wrong object {self.wrong_object_rate:.1%}"
         return f"{self.episodes} episodes: {rates}, {self.mean_steps:.0f} steps"
 
 
@@ -70,26 +74,28 @@ def run_scenes(
     phrasing: int | None = None,
 ) -> Result:
     """Runs the policy on the scenes of `seeds`, `tasks` in turn; see `check_closed_loop`."""
-    outcomes = []
+    outcomes: list[tuple[Outcome, int]] = []
     for seed in seeds:
         instruction = tasks[seed % len(tasks)]
         simulator.reset(seed, instruction)
         spoken = instruction if phrasing is None else held_out(instruction)[phrasing]
         outcomes.append(_rollout(simulator, policy, spoken, execute_steps, delay_steps))
-    steps = [length for success, _, length in outcomes if success]
+    steps = [length for end, length in outcomes if end.success]
     return Result(
-        len(outcomes), float(np.mean([success for success, _, _ in outcomes])), float(np.mean([wrong for _, wrong, _ in outcomes])),
+        len(outcomes), float(np.mean([end.success for end, _ in outcomes])), float(np.mean([end.wrong_object for end, _ in outcomes])),
         float(np.mean(steps)) if steps else 0.0, execute_steps, delay_steps,
+        float(np.mean([end.steps_done / end.steps for end, _ in outcomes])),
     )  # fmt: skip
 
 
-def _rollout(simulator: Simulator, policy: Policy, instruction: str, execute_steps: int, delay_steps: int) -> tuple[bool, bool, int]:
-    """Returns success, whether a wrong object moved, and the steps it took."""
+def _rollout(simulator: Simulator, policy: Policy, instruction: str, execute_steps: int, delay_steps: int) -> tuple[Outcome, int]:
+    """Returns how it ended, and the policy-rate steps it took."""
     policy.reset()
     views: list[View] = []
     rows: np.ndarray | None = None
     used = execute_steps
-    for step in range(LONGEST_STEPS):
+    longest = LONGEST_STEPS * simulator.outcome().steps
+    for step in range(longest):
         views.append(simulator.look(render=used >= execute_steps or delay_steps > 0))
         if used >= execute_steps:
             seen = max(0, step - delay_steps)
@@ -97,10 +103,9 @@ def _rollout(simulator: Simulator, policy: Policy, instruction: str, execute_ste
             used = 0
         simulator.step(rows[min(used, len(rows) - 1)])
         used += 1
-        outcome = simulator.outcome()
-        if outcome.success:
-            return True, outcome.wrong_object, step + 1
-    return False, simulator.outcome().wrong_object, LONGEST_STEPS
+        if simulator.outcome().success:
+            return simulator.outcome(), step + 1
+    return simulator.outcome(), longest
 
 
 def in_turn(kinds: list[list[str]]) -> list[str]:

@@ -21,7 +21,7 @@ from vla_ros.training.simulator import Simulator, open_simulator
 from vla_ros.training.sources import Source
 
 STEPS_AFTER_SUCCESS = 3
-LONGEST_STEPS = 160
+LONGEST_STEPS = 160  # for each step of the task
 _worker: Collector | None = None  # one scene a process, compiled once
 
 
@@ -91,10 +91,11 @@ class Collector:
         simulator.reset(seed, instruction, disturb_start=True)
         disturbance = Disturbance(self._layout, self._config.noise, rng)
         rows: list[dict[str, object]] = []
-        rested = 0
-        while len(rows) < LONGEST_STEPS and rested < STEPS_AFTER_SUCCESS:
+        rested, longest = 0, LONGEST_STEPS * simulator.outcome().steps
+        while len(rows) < longest and rested < STEPS_AFTER_SUCCESS:
             scene = simulator.look()
             targets, stage = simulator.expert(scene, config.horizon)
+            skill = simulator.skill(scene)
             rows.append(
                 {
                     "frames": np.stack([shrink(scene.images[name], *self._size) for name in self._source.cameras]),
@@ -102,13 +103,15 @@ class Collector:
                     "targets": targets,
                     "objects": scene.objects,
                     "stage": np.uint8(stage),
+                    "skill": np.uint8(skill),
+                    "roles": simulator.roles(skill),
                 }
             )
             simulator.step(disturbance.command(targets, stage))
             rested += simulator.outcome().success
         columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         success = bool(simulator.outcome().success)
-        episode = Episode(**columns, roles=simulator.roles(), instruction=instruction, seed=seed, success=success)
+        episode = Episode(**columns, instruction=instruction, seed=seed, success=success, chain=simulator.chain())
         save_episode(self._folder, episode)
         return len(rows), success
 

@@ -175,7 +175,7 @@ class Batches:
             tokens=torch.from_numpy(np.stack([self._say(data.layout, episode.instruction) for episode in episodes])),
             actions=_tensor(data.trajectories(indices) if self._whole else data.actions[indices]),
             objects=_tensor((data.objects[indices] - data.object_mean) / data.object_spread_m),
-            roles=torch.from_numpy(np.stack([episode.roles for episode in episodes])),
+            roles=torch.from_numpy(np.stack([data.episodes[data.owner[i]].roles[data.step[i]] for i in indices])),
             episode=torch.from_numpy(data.owner[indices] + self._first_episode[self._sources.index(data)]),
         )
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from vla_ros.core.errors import DataError
 
-OBJECTS = ("red", "green", "blue", "plate", "bowl", "bar", "tray")
+OBJECTS = ("red", "green", "blue", "plate", "bowl", "bar", "tray", "drawer")
 BEFORE_GRASP, HELD, PLACED = 0, 1, 2
 
 
@@ -21,12 +21,14 @@ class Episode:
         frames: uint8 [T, cameras, H, W, 3] RGB, shrunk by `policies.images.shrink`.
         state: [T, S] as measured.
         targets: [T, horizon, D] what a perfect expert would do from here, absolute.
-        objects: [T, 7, 3] positions (m) in the order of `OBJECTS`, NaN for what is not on the table.
+        objects: [T, 8, 3] positions (m) in the order of `OBJECTS`, NaN for what is not on the table.
         stage: uint8 [T], BEFORE_GRASP, HELD or PLACED.
-        roles: int [2], indices into `OBJECTS`: what to move and where to.
+        roles: int [T, 2], indices into `OBJECTS`: what the skill of this step moves and where to.
         instruction: canonical sentence.
         seed: of the scene.
         success: how the (noisy) episode ended.
+        chain: the atomic skills of the task, in order, e.g. ("open drawer", "pick red block", "place in drawer", "close drawer").
+        skill: uint8 [T], the skill that the expert is at, as an index into `chain`; it goes back when something was lost.
     """
 
     frames: np.ndarray
@@ -38,15 +40,24 @@ class Episode:
     instruction: str
     seed: int
     success: bool
+    chain: tuple[str, ...] = ()
+    skill: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.state)
+
+    def skill_name(self, step: int) -> str:
+        """The atomic skill at a step, e.g. "pick". Raises DataError: the episode says nothing about skills."""
+        if self.skill is None:
+            raise DataError(f"the episode of seed {self.seed} was collected without skills: delete its files and collect it again")
+        return self.chain[self.skill[step]].split()[0]
 
 
 def save_episode(folder: Path, episode: Episode) -> None:
     """Writes one episode; a kill or a full disk never leaves half of one under its final name."""
     steps, frames = folder / f"{episode.seed}.steps.npz", folder / f"{episode.seed}.frames.npy"
     rest = {item.name: getattr(episode, item.name) for item in fields(episode) if item.name != "frames"}
+    rest = {name: value for name, value in rest.items() if value is not None and name != "chain"} | {"chain": np.array(episode.chain, "U")}
     partial = [path.with_name(f".{path.name}.part") for path in (frames, steps)]
     try:
         with partial[0].open("wb") as stream:
@@ -67,6 +78,7 @@ def load_episode(folder: Path, seed: int) -> Episode:
         with np.load(path, allow_pickle=False) as steps:
             values = {name: steps[name] for name in steps.files}
         frames = np.load(folder / f"{seed}.frames.npy", mmap_mode="r", allow_pickle=False)
+        values = _completed(values)
         scalars = {"instruction": str(values.pop("instruction")), "seed": int(values.pop("seed")), "success": bool(values.pop("success"))}
         episode = Episode(frames=frames, **values, **scalars)
     except Exception as error:  # numpy raises a dozen kinds for broken files
@@ -76,6 +88,15 @@ def load_episode(folder: Path, seed: int) -> Episode:
     if len(frames) != len(episode):
         raise DataError(f"{path}: {len(frames)} frames for {len(episode)} steps: delete both files of seed {seed} and collect again")
     return episode
+
+
+def _completed(values: dict[str, np.ndarray]) -> dict[str, object]:
+    """Brings an episode from before there were tasks of several skills to the present form: fewer objects, one pair of roles for all."""
+    objects, roles = values["objects"], values["roles"]
+    lacking = len(OBJECTS) - objects.shape[1]
+    values["objects"] = np.pad(objects, ((0, 0), (0, lacking), (0, 0)), constant_values=np.nan)
+    values["roles"] = np.broadcast_to(roles, (len(objects), 2))
+    return values | {"chain": tuple(map(str, values.get("chain", ())))}
 
 
 def episode_seeds(folder: Path) -> list[int]:

@@ -115,7 +115,7 @@ class Importer:
             targets=action[np.minimum(ahead, len(action) - 1)],  # the last one is repeated
             objects=np.full((len(steps), len(OBJECTS), 3), np.nan),  # a dataset does not say where they are
             stage=np.full(len(steps), BEFORE_GRASP, np.uint8),
-            roles=np.zeros(2, np.int64),
+            roles=np.zeros((len(steps), 2), np.int64),
             instruction=rows.instruction,
             seed=rows.index,
             success=True,

@@ -20,15 +20,23 @@ SYNONYMS = {
     "raise": ("lift", "raise", "pick up"),
     "on": ("on", "onto"),
     "in": ("in", "into", "inside"),
+    "open": ("open", "pull open"),
+    "close": ("close", "shut"),
+    "clear": ("clear", "tidy", "empty"),
 }
 CANONICAL = {
     "place": re.compile(r"pick up the (?P<colour>\w+) block and put it (?P<preposition>on|in) the (?P<container>plate|bowl)"),
     "stack": re.compile(r"stack the (?P<colour>\w+) block on the (?P<base>\w+) block"),
     "pass": re.compile(r"pass the yellow bar from the (?P<giver>left|right) hand to the (?P<taker>left|right) hand"),
     "lift": re.compile(r"lift the tray with both hands"),
+    "drawer": re.compile(r"open the drawer, put the (?P<colour>\w+) block in it and close it"),
+    "clear": re.compile(r"clear the table into the (?P<container>bowl)"),
 }
+# Words beside the fields that make a task of several steps what it is.
+_TELLING = {"drawer": {"drawer"}, "clear": {"table", "all", "every", "everything", *SYNONYMS["clear"]}}
 EXPECTED = "expected 'pick up the X block and put it on the plate|in the bowl' or 'stack the X block on the Y block'"
-EXPECTED += ", 'pass the yellow bar from the X hand to the Y hand' or 'lift the tray with both hands'"
+EXPECTED += ", 'pass the yellow bar from the X hand to the Y hand', 'lift the tray with both hands'"
+EXPECTED += ", 'open the drawer, put the X block in it and close it' or 'clear the table into the bowl'"
 TRAIN_TEMPLATES = {
     "place": (
         "pick up the {colour} block and put it {preposition} the {container}",
@@ -64,6 +72,25 @@ TRAIN_TEMPLATES = {
         "please {raise} the tray with two hands",
         "use both hands to {raise} the tray",
     ),
+    "drawer": (
+        "open the drawer, put the {colour} block in it and close it",
+        "{open} the drawer, {put} the {colour} {block} {in} it and {close} it",
+        "{open} the drawer, {take} the {colour} {block}, {put} it {in} and {close} the drawer",
+        "please {open} the drawer, {put} the {colour} one {in} it and {close} it again",
+        "{put} the {colour} {block} {in} the drawer and {close} it",
+        "{put} the {colour} one {in} the drawer",
+        "the {colour} {block} goes {in} the drawer, {close} it then",
+        "can you {put} the {colour} {block} {in} the drawer",
+    ),
+    "clear": (
+        "clear the table into the {container}",
+        "{clear} the table {in} the {container}",
+        "{put} all the {block}s {in} the {container}",
+        "please {put} every {block} {in} the {container}",
+        "{take} all the {block}s and {put} them {in} the {container}",
+        "everything goes {in} the {container}",
+        "can you {clear} the table {in} the {container}",
+    ),
 }
 HELD_OUT_TEMPLATES = {
     "place": (
@@ -87,13 +114,27 @@ HELD_OUT_TEMPLATES = {
         "the tray goes up with two hands",
         "take the tray in both hands and lift it",
     ),
+    "drawer": (
+        "i want the {colour} cube in the drawer, then close it",
+        "could you open the drawer, drop the {colour} block inside and shut it please",
+        "in the drawer goes the {colour} cube, then close the drawer",
+        "take the {colour} one, open the drawer and place it inside, then shut it",
+        "the drawer is where you should put the {colour} block",
+    ),
+    "clear": (
+        "i want all the cubes in the {container}",
+        "could you place every block in the {container} please",
+        "in the {container} goes everything on the table",
+        "the {container} is where all the blocks should go",
+        "get every cube from the table and drop it into the {container}",
+    ),
 }
 PHRASINGS = 5  # held out, of each kind
 Choose = Callable[[Sequence[str]], str]
 
 
 def parse(instruction: str) -> tuple[str, dict[str, str]]:
-    """Returns the kind ("place" | "stack") and fields of a canonical instruction. Raises DataError for any other sentence."""
+    """Returns the kind (of `CANONICAL`) and fields of a canonical instruction. Raises DataError for any other sentence."""
     for kind, pattern in CANONICAL.items():
         if match := pattern.fullmatch(instruction):
             return kind, match.groupdict()
@@ -112,9 +153,9 @@ def keywords(instruction: str) -> set[str]:
     """
     if not is_canonical(instruction):
         return {instruction}
-    _, fields = parse(instruction)
+    kind, fields = parse(instruction)
     names = [word for key, word in fields.items() if key not in ("preposition", "giver")]
-    return {synonym for name in names for synonym in SYNONYMS.get(name, (name,))}
+    return {synonym for name in names for synonym in SYNONYMS.get(name, (name,))} | _TELLING.get(kind, set())
 
 
 def rephrase(instruction: str, template: str, choose: Choose) -> str:

@@ -15,7 +15,7 @@ from vla_ros.core.devices import load_device
 class View:
     """One instant, in the channels of `policies.layout.layout_for`.
 
-    `state` [S] as measured; `objects` [7, 3] (m, in `base_link`) in the order of `demonstrations.OBJECTS`, NaN for what is not on the
+    `state` [S] as measured; `objects` [8, 3] (m, in `base_link`) in the order of `demonstrations.OBJECTS`, NaN for what is not on the
     table in this episode; `images` uint8 [H, W, 3] by camera, none where nothing was rendered. A simulator may add what its expert needs.
     """
 
@@ -25,18 +25,20 @@ class View:
 
 
 class Outcome(Protocol):
-    """How the task stands: done; a wrong object was moved, ever; it can no longer be done."""
+    """How the task stands: done; a wrong object was moved, ever; it can no longer be done; how many of its steps are done now."""
 
     success: bool
     wrong_object: bool
     failed: bool
+    steps_done: int
+    steps: int
 
 
 class Simulator(Protocol):
     """One table, compiled once, stepped at the policy's rate as fast as it goes."""
 
     def instructions(self, kind: str) -> list[str]:
-        """The canonical tasks of a kind, "place", "stack" or "bimanual"; none where the table has no such task."""
+        """The canonical tasks of a kind, e.g. "place", "stack", "bimanual", "drawer" or "clear"; none where the table has no such task."""
 
     def reset(self, seed: int, instruction: str, disturb_start: bool = False) -> None:
         """Places everything by `seed`; with `disturb_start` every arm starts a little off its home."""
@@ -51,14 +53,24 @@ class Simulator(Protocol):
             Absolute targets [horizon, D], row k is what to command k steps from now; the stage, see `demonstrations`.
         """
 
+    def chain(self) -> tuple[str, ...]:
+        """The atomic skills that the task takes, in order, each with what it is about: "pick red block"; the first word is the skill."""
+
+    def skill(self, view: View) -> int:
+        """Which skill of `chain` the expert is at, from 0; it goes back when something was lost."""
+
     def step(self, action: np.ndarray) -> None:
         """Drives one policy step of 0.1 s towards `action` [D]."""
 
     def outcome(self) -> Outcome:
         """Judges the task by physics."""
 
-    def roles(self) -> np.ndarray:
-        """int [2], indices into `demonstrations.OBJECTS`: what to move and where to, twice the same where the goal is none of them."""
+    def roles(self, skill: int = 0) -> np.ndarray:
+        """What a skill of `chain` is about.
+
+        Returns:
+            int [2], indices into `demonstrations.OBJECTS`: what to move and where to, twice the same where the goal is none of them.
+        """
 
     def shift(self, name: str, dx_m: float, dy_m: float) -> None:
         """Moves an object along the table, as somebody might."""

@@ -36,7 +36,7 @@ class Source:
         share: how often a batch is of this robot, beside the other sources.
         simulator: an import path (see `simulator.Simulator`). Its episodes are kept in one folder that several trainings may share.
         episodes, first_seed, processes: how many the simulator makes, from which scene on, and in how many processes.
-        kinds: share of each kind of task: "place", "stack", "bimanual".
+        kinds: share of each kind of task: "place", "stack", "bimanual", "drawer", "clear".
         dataset: folder of a LeRobot v3.0 dataset, from the working directory; all of its episodes are used.
         names: what it calls cameras and channels.
         units: channel or pattern ("*.position"): the unit it has there, see `lerobot_channels.UNITS`.
@@ -80,7 +80,7 @@ class Source:
             if getattr(self, name) < 1:
                 yield name, f"{getattr(self, name)}, expected >= 1"
         if not self.kinds or min(self.kinds.values()) < 0 or not sum(self.kinds.values()) > 0:
-            yield "kinds", f"{self.kinds}, expected shares of place, stack, bimanual, one above 0"
+            yield "kinds", f"{self.kinds}, expected shares of place, stack, bimanual, drawer, clear, one above 0"
 
     def _dataset_problems(self) -> Problems:
         for name in FROM_SIMULATOR:
