@@ -53,6 +53,8 @@ def train(
     name = config.stem
     folder = out or Path("runs") / name
     results = run(settings, data, folder, resume)
+    if results is None:  # another process tells
+        return
     if not results:
         typer.echo(f"{folder / 'best'}: no source has a simulator; log.csv has the loss on held-out episodes (validation)")
     for embodiment, result in results.items():

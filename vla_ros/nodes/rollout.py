@@ -213,6 +213,7 @@ class Rollout:
             self._worker.infer(self._continued(now_ns, observation))
         except StaleData as error:
             self._refuse(now_ns, error)
+            return
         self._seen_ns, self._asked_ns = observation.stamp_ns, now_ns
         self._due_ns = max(self._due_ns, now_ns - self._period_ns) + self._period_ns
 

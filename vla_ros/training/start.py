@@ -72,11 +72,10 @@ def load_weights(network: nn.Module, start: Path, config: CheckpointConfig) -> N
     """Gives `network` the weights of the checkpoint `start`.
 
     Raises:
-        ConfigError: the checkpoint is of another system or of other sizes than `config`.
+        ConfigError: the checkpoint has other sizes than `config` (for the rest see `inherited_layouts`).
         PolicyError: it cannot be read.
     """
-    stored = read_config(start)
-    wanted, found = ({"system": c.system, "horizon": c.horizon, **c.network} for c in (config, stored))
+    wanted, found = config.network, read_config(start).network
     differing = [name for name in wanted | found if wanted.get(name) != found.get(name) and name not in ("seed", "teacher")]
     if differing:
         values = "; ".join(f"{name}: {wanted.get(name)!r}, there {found.get(name)!r}" for name in differing)

@@ -19,14 +19,15 @@ from vla_ros.training.sources import Source
 from vla_ros.training.start import inherited_layouts, starting_point
 
 
-def train(config: TrainingConfig, data: Path, out: Path, resume: bool = False) -> dict[str, Result]:
+def train(config: TrainingConfig, data: Path, out: Path, resume: bool = False) -> dict[str, Result] | None:
     """Collects what demonstrations are missing, trains, and leaves `latest/` and `best/` checkpoints, log and curves in `out`.
 
     Args:
         data: holds a folder of demonstrations for each embodiment, and what is read from datasets.
 
     Returns:
-        By embodiment the closed-loop result of the best checkpoint over `check.final_episodes` scenes; none for a dataset.
+        By embodiment the closed-loop result of the best checkpoint over `check.final_episodes` scenes; none for a dataset. None in
+        every process but the first.
 
     Raises:
         ConfigError: nothing to resume, or a state, `init` or `stage` that does not fit the configuration.
@@ -43,7 +44,7 @@ def train(config: TrainingConfig, data: Path, out: Path, resume: bool = False) -
     torch.manual_seed(config.optimisation.seed + processes.process_index)  # the same weights, then noise of their own
     with told(out, f"optimisation.batch (now {config.optimisation.batch})"):
         run.train()
-        return run.finish() if processes.is_main_process else {}
+        return run.finish() if processes.is_main_process else None
 
 
 def open_source(config: TrainingConfig, source: Source, data: Path, layout: Layout | None = None) -> Demonstrations:
